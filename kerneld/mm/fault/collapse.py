@@ -100,7 +100,7 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> Generator[None, None,
             return False
         if vma.userfaultfd_ctx is not None:
             _refuse_missing(mm, haddr)
-        if not _is_written_to(mm, haddr):
+        if not _forbid_stores(mm, haddr):
             break
         yield
         vma = _revalidate(mm, haddr)
@@ -108,8 +108,8 @@ def _collapse_pmd(mm: MmStruct, vma: Vma, haddr: Vaddr) -> Generator[None, None,
     return True
 
 
-def _is_written_to(mm: MmStruct, haddr: Vaddr) -> bool:
-    """Let a native program store to no page of a leaf table, which is about to be copied. Return whether it still may.
+def _forbid_stores(mm: MmStruct, haddr: Vaddr) -> bool:
+    """Let a native program store to no page of a leaf table, which is about to be copied. Return whether it still can.
 
     Source: Linux v6.8 mm/khugepaged.c:collapse_huge_page(): pmdp_collapse_flush() comes before the copy.
     """

@@ -246,7 +246,7 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
         folio_free_swap(frames, pfn)
     exclusive = not is_merged and (entry & PTE_SWP_EXCLUSIVE != 0 or frames.refcount_at[pfn] == 1)
     _add_anon_rmap(mm, vma, vaddr, pfn, exclusive)
-    prot = vma_page_prot(vma) | (PTE_SOFT_DIRTY if entry & PTE_SWP_SOFT_DIRTY else 0)
+    prot = _swap_in_prot(vma, entry)
     if write and exclusive:
         prot |= PTE_RW | PTE_MKDIRTY if vma.vm_flags & VM_WRITE else PTE_MKDIRTY
     mm.pages.swap_in_pte(pte, vaddr, make_pte(pfn, prot), pfn)
@@ -261,6 +261,11 @@ def do_swap_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, wri
         return VM_FAULT_OOM
 
 
+def _swap_in_prot(vma: Vma, entry: int) -> int:
+    """Return the bits of an entry of a VMA for a page from swap: what the swap entry was, soft-dirty, it is too."""
+    return vma_page_prot(vma) | (PTE_SOFT_DIRTY if entry & PTE_SWP_SOFT_DIRTY else 0)
+
+
 def _swap_in_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, source: Pfn, write: bool) -> int:
     """Give a swap entry a copy of the frame that the swap cache holds for it; the frame stays there.
 
@@ -271,7 +276,7 @@ def _swap_in_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int, so
     mm.frames.vmstat["ksm_swpin_copy"] += 1
     if mm.frames.swap.swap_free(swp_offset(entry)) and not mm.frames.mapcount_at[source]:
         folio_free_swap(mm.frames, source)
-    prot = vma_page_prot(vma) | (PTE_SOFT_DIRTY if entry & PTE_SWP_SOFT_DIRTY else 0)
+    prot = _swap_in_prot(vma, entry)
     if write:
         prot |= PTE_RW | PTE_MKDIRTY if vma.vm_flags & VM_WRITE else PTE_MKDIRTY
     mm.pages.swap_in_pte(pte, vaddr, make_pte(pfn, prot), pfn)

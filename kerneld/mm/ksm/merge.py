@@ -2,8 +2,8 @@
 
 A page is first made read-only everywhere, also for a native program (`kerneld.tlb`), and only then compared: nothing
 can change it between the comparison and the replacement. If the program may still write to it (it is lent), the next
-scan tries again. Answers to Linux v6.8 mm/ksm.c: write_protect_page(),
-replace_page(), try_to_merge_one_page(), try_to_merge_with_ksm_page(), try_to_merge_two_pages().
+scan tries again. Answers to Linux v6.8 mm/ksm.c: write_protect_page(), replace_page(), try_to_merge_one_page(),
+try_to_merge_with_ksm_page(), try_to_merge_two_pages().
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def writeback_in_pieces(mapping: AddressSpace, first: int, last: int) -> Iterato
 
     Yields between pages, and between the mappings of one page, when other clients may be served and may write too. A
     page that a fault makes dirty while its entries are being cleaned stays dirty, and so does one that is lent
-    (`frames/loans.py`): a native program may still write to it. Linux locks the page instead
-    (mm/page-writeback.c:folio_clear_dirty_for_io()).
+    (`frames/loans.py`): a native program may still write to it. Linux locks the page instead: mm/page-writeback.c,
+    folio_clear_dirty_for_io().
     """
     if mapping.backing is None:
         return
