@@ -34,6 +34,7 @@ from kerneld.server.fair import RING
 from kerneld.server.loop import Loop
 from kerneld.server.reply import seal_number
 from kerneld.server.socket_path import claim
+from kerneld.syscalls.answer import Call
 from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel, KernelConfig
 from kerneld.syscalls.table import HANDLERS
@@ -213,20 +214,22 @@ def by_echo(house: House, counter: Counter, request: Request) -> Pieces:
     return echo, _nothing
 
 
-def by_handler(house: House, counter: Counter, request: Request) -> Pieces:
-    """The handler alone."""
+def _call_of(house: House, request: Request) -> Call:
+    """Return the session's call, as it is when this request runs."""
     call = house.session.call
     assert call is not None
     call.args, call.data = request.args, request.data
-    return partial(HANDLERS[request.nr], call), _nothing
+    return call
+
+
+def by_handler(house: House, counter: Counter, request: Request) -> Pieces:
+    """The handler alone."""
+    return partial(HANDLERS[request.nr], _call_of(house, request)), _nothing
 
 
 def by_dispatch(house: House, counter: Counter, request: Request) -> Pieces:
     """The handler, and what is around each: errno, signals, the shadow table."""
-    call = house.session.call
-    assert call is not None
-    call.args, call.data = request.args, request.data
-    return partial(run, call, request.nr), _nothing
+    return partial(run, _call_of(house, request), request.nr), _nothing
 
 
 def by_answer(house: House, counter: Counter, request: Request) -> Pieces:
