@@ -64,12 +64,13 @@ def merges_not_with_itself(earlier: CopyVma) -> CopyVma:
         end = addr + length
         if not _may_merge_with_itself(vma, addr, end):
             return earlier(mm, vma, old_addr, addr, length)
-        pgoff = addr >> PAGE_SHIFT
+        flags, file, traits = vma.vm_flags, vma.vm_file, vma.traits
+        pgoff, pgoff_end = addr >> PAGE_SHIFT, end >> PAGE_SHIFT
         other = mm.vmas.find(addr) if vma.end == addr else mm.vmas.preceding(addr)
-        if other is not None and other.start == end and can_merge_before(other, vma.vm_flags, None, None, end >> 12):
+        if other is not None and other.start == end and can_merge_before(other, flags, None, file, pgoff_end, traits):
             mm.move_vma_bounds(other, addr, other.end)
             return other
-        if other is not None and other.end == addr and can_merge_after(other, vma.vm_flags, None, None, pgoff):
+        if other is not None and other.end == addr and can_merge_after(other, flags, None, file, pgoff, traits):
             mm.move_vma_bounds(other, other.start, end)
             return other
         return _insert_new(mm, vma, addr, end)
@@ -95,7 +96,7 @@ def _may_merge_with_itself(vma: Vma, addr: Vaddr, end: Vaddr) -> bool:
 
 
 def _insert_new(mm: MmStruct, vma: Vma, addr: Vaddr, end: Vaddr) -> Vma:
-    new_vma = Vma(addr, end, vma.vm_flags, addr >> PAGE_SHIFT, None)
+    new_vma = vma.dup(addr, end, addr >> PAGE_SHIFT)
     mm.insert_vma(new_vma)
     return new_vma
 
