@@ -32,7 +32,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.overcommit import check_enough_memory
 from kerneld.mm.space.pace import Pace, Steps
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_EXEC, VM_SOFTDIRTY, VM_STACK_FLAGS
+from kerneld.mm.vm_flags import VM_EXEC, VM_STACK_FLAGS
 from kerneld.task.uaccess import copy_to_user
 from shared.uapi.auxvec import ELF_PLATFORM, At
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Vaddr, page_align
@@ -133,10 +133,13 @@ def _find_ends(data: bytes | memoryview) -> Generator[None, None, npt.NDArray[np
 def insert_stack(mm: MmStruct, length: int) -> Vma:
     """Insert the VMA of the stack: `length` bytes below STACK_TOP, whole pages.
 
-    Raises SysError(ENOMEM) if overcommit refuses the memory. Source: Linux v6.8 mm/mmap.c:insert_vm_struct().
+    It is not soft-dirty as a whole, as other new memory is: only the pages that are written are.
+    Raises SysError(ENOMEM) if overcommit refuses the memory.
+    Source: Linux v6.8 mm/mmap.c:insert_vm_struct(); fs/exec.c:setup_arg_pages(), which sets the flags anew before the
+    program can be seen, without the VM_SOFTDIRTY of __bprm_mm_init().
     """
     start = STACK_TOP - length
-    vma = Vma(start, STACK_TOP, VM_STACK_FLAGS | VM_SOFTDIRTY, start >> PAGE_SHIFT)
+    vma = Vma(start, STACK_TOP, VM_STACK_FLAGS, start >> PAGE_SHIFT)
     check_enough_memory(mm, vma.nr_pages)
     mm.insert_vma(vma)
     return vma

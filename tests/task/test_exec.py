@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from kerneld.fs.proc_pagemap import PM_PRESENT, PM_SOFT_DIRTY, read_pagemap
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_RW, pte_pfn
 from kerneld.hw.processor import INIT_PKRU
 from kerneld.mm.calls.access import read_remote_vm
@@ -17,7 +18,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import exit_mmap
 from kerneld.mm.space.pkeys import vma_pkey
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_MERGEABLE
+from kerneld.mm.vm_flags import VM_MERGEABLE, VM_SOFTDIRTY
 from kerneld.task import uaccess
 from kerneld.task.exec import fresh_mm
 from shared.uapi.auxvec import ELF_HWCAP, At
@@ -301,6 +302,16 @@ def test_all_memory_of_the_next_program_is_mergeable_too(world: World) -> None:
     assert mm.merge_any
     stack = mm.vmas.lookup(mm.start_stack)
     assert [vma for vma in mm.vmas if not vma.vm_flags & VM_MERGEABLE] == [stack]
+
+
+def test_all_memory_of_a_new_program_is_soft_dirty_but_what_the_stack_has_not_used(world: World) -> None:
+    """Linux v6.8 fs/exec.c:setup_arg_pages() sets the stack's flags anew, to VM_STACK_FLAGS."""
+    mm = world.execve(STATIC)
+    (stack,) = (vma for vma in mm.vmas if not vma.vm_flags & VM_SOFTDIRTY)
+    assert stack.start <= mm.start_stack < stack.end
+    words = memoryview(read_pagemap(mm, stack.start >> 9, stack.nr_pages * 8, show_pfn=True)).cast("Q")
+    assert [word & PM_SOFT_DIRTY != 0 for word in words] == [word & PM_PRESENT != 0 for word in words]
+    assert 0 < sum(word & PM_PRESENT != 0 for word in words) < stack.nr_pages
 
 
 def test_listeners_move_to_the_new_program(world: World) -> None:
