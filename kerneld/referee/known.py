@@ -322,7 +322,7 @@ KNOWN = (
             (cow, "wp_page_shared", this_host.wp_page_shared),
             (munmap, "write_unmapped", this_host.write_unmapped),
             (dying, "write_back", this_host.write_back),
-            (AddressSpace, "unlink_vma", this_host.unlink_vma),
+            (AddressSpace, "evict_unused", this_host.evict_unused),
         ),
         applies=lambda facts: not facts.is_kerneld,
     ),

@@ -21,13 +21,14 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pace import Steps
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.space.writeback import writeback_in_pieces
-from kerneld.mm.vm_flags import VM_SOFTDIRTY, is_shared_maywrite
+from kerneld.mm.vm_flags import VM_SOFTDIRTY
 from kerneld.referee.facts import HostFacts
 from kerneld.task.task import Cred
 from shared.uapi.mman import Madv
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 
 _wp_page_shared_v6_8 = cow.wp_page_shared
+_evict_unused_v6_8 = AddressSpace.evict_unused
 _madvise_vma_v6_8 = madvise._madvise_vma
 _truncate_in_pieces_v6_8 = truncate.truncate_in_pieces
 _pagecache_isize_extended_v6_8 = truncate.pagecache_isize_extended
@@ -49,13 +50,10 @@ def write_back(_vma: Vma) -> Iterator[None]:
     return iter(())
 
 
-def unlink_vma(mapping: AddressSpace, vma: Vma) -> None:
-    """The cached pages of a file stay when nothing maps it. Shared anonymous memory goes with its last mapping."""
-    del mapping.i_mmap[vma]
-    if is_shared_maywrite(vma.vm_flags):
-        mapping.unmap_writable()
-    if not mapping.i_mmap and mapping.backing is None:
-        mapping.evict()
+def evict_unused(mapping: AddressSpace) -> None:
+    """The cached pages of a file stay when nothing maps it. Those of memory without a name go, as in v6.8."""
+    if mapping.backing is None:
+        _evict_unused_v6_8(mapping)
 
 
 def wp_page_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, entry: int) -> int:

@@ -226,8 +226,7 @@ class ShmSegments:
         segment.key = IPC_PRIVATE
         mapping = segment.mapping
         mapping.nr_holds -= 1
-        if not mapping.i_mmap:
-            mapping.evict()
+        mapping.evict_unused()
         self._sweep()
 
 

@@ -131,8 +131,8 @@ def test_a_rule_stands_on_the_one_before(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_rules_are_there_for_as_long_as_the_referee() -> None:
-    before = (fault.window_to_read, mremap.mremap_in_pieces, AddressSpace.unlink_vma)
+    before = (fault.window_to_read, mremap.mremap_in_pieces, AddressSpace.evict_unused)
     with following(KNOWN):
-        after = (fault.window_to_read, mremap.mremap_in_pieces, AddressSpace.unlink_vma)
+        after = (fault.window_to_read, mremap.mremap_in_pieces, AddressSpace.evict_unused)
         assert not any(rule is earlier for rule, earlier in zip(after, before, strict=True))
-    assert (fault.window_to_read, mremap.mremap_in_pieces, AddressSpace.unlink_vma) == before
+    assert (fault.window_to_read, mremap.mremap_in_pieces, AddressSpace.evict_unused) == before

@@ -75,5 +75,4 @@ def held(mapping: AddressSpace) -> Iterator[None]:
         yield
     finally:
         mapping.nr_holds -= 1
-        if not mapping.i_mmap and not mapping.nr_holds:
-            mapping.evict()
+        mapping.evict_unused()

@@ -315,13 +315,14 @@ class AddressSpace:
             self.backing.unmap_writable()
 
     def unlink_vma(self, vma: Vma) -> None:
-        """Note that a VMA does not map the inode any more.
-
-        After the last VMA, dirty pages are written, and all are dropped or kept for a later open.
-        """
+        """Note that a VMA does not map the inode any more."""
         del self.i_mmap[vma]
         if is_shared_maywrite(vma.vm_flags):
             self.unmap_writable()
+        self.evict_unused()
+
+    def evict_unused(self) -> None:
+        """If nothing maps the inode or holds its cache: write dirty pages back; drop all, or keep them for an open."""
         if not self.i_mmap and not self.nr_holds:
             self.evict()
 
