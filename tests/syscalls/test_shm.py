@@ -49,3 +49,16 @@ def test_an_attach_in_place_of_the_last_one(program: Program, segment: int) -> N
     assert program.call(Nr.SHMCTL, segment, IPC_RMID) == 0
     assert program.call(Nr.SHMAT, segment, BASE, SHM_REMAP) == BASE
     assert program.load(page(1)) == b"x"
+
+
+def test_a_fault_maps_one_page(program: Program, segment: int) -> None:
+    """There is no fault-around. Source: Linux v6.8 ipc/shm.c:shm_vm_ops has no map_pages."""
+    program.store(BASE, b"x")
+    assert program.call(Nr.SHMDT, BASE) == 0
+    assert program.call(Nr.SHMAT, segment, BASE, 0) == BASE
+    before = program.mm.rss.resident_pages
+    assert program.load(BASE) == b"x"
+    assert program.mm.rss.resident_pages == before + 1
+    assert program.load(page(1)) == b"x"
+    assert program.mm.rss.resident_pages == before + PAGES
+    assert program.call(Nr.SHMCTL, segment, IPC_RMID) == 0

@@ -206,7 +206,10 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     assert vma.file is not None
     mapping = vma.file.mapping
     index = vma.page_index(vaddr)
-    map_pages_around(mm, vma, vaddr, pte)
+    # A segment of System V has no map_pages: it gets one page (mm/memory.c:should_fault_around(), shm_vm_ops).
+    around = not vma.file.is_sysv_shm
+    if around:
+        map_pages_around(mm, vma, vaddr, pte)
     if mm.frames.ram.words[pte]:
         return 0
     if index >= mapping.last_index():
@@ -214,7 +217,7 @@ def do_read_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int) -> int:
     result = filemap_fault(vma, mapping, index)
     try:
         pfn = mapping.ensure_page(index)
-        if result & VM_FAULT_RETRY:
+        if around and result & VM_FAULT_RETRY:
             map_pages_around(mm, vma, vaddr, pte)
     finally:
         mapping.host.fault_is_over()
