@@ -16,7 +16,7 @@ from kerneld.mm.space.rmap import AnonVma, dup_anon_vma
 from kerneld.mm.space.vma import Vma
 from shared.uapi.page import PAGE_SHIFT, Vaddr
 
-MmapRegion: TypeAlias = "Callable[[MmStruct, Vaddr, int, int, File | None, int], Vma]"
+MmapRegion: TypeAlias = "Callable[..., Vma]"
 
 
 def maps_as_mergeable(earlier: MmapRegion) -> MmapRegion:
@@ -25,8 +25,8 @@ def maps_as_mergeable(earlier: MmapRegion) -> MmapRegion:
     Source: Linux v6.17 mm/vma.c:__mmap_region(), can_set_ksm_flags_early().
     """
 
-    def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
-        return earlier(mm, addr, length, ksm_vma_flags(mm, vm_flags), file, pgoff)
+    def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, *others: Any, **how: bool) -> Vma:
+        return earlier(mm, addr, length, ksm_vma_flags(mm, vm_flags), *others, **how)
 
     return mmap_region
 

@@ -57,6 +57,18 @@ def mmap(
 class TestMmap:
     """What the call adds to do_mmap()."""
 
+    @pytest.mark.parametrize("length", [PAGE_SIZE, 2 * PMD_SIZE + PAGE_SIZE], ids=["at once", "in pieces"])
+    def test_over_memory_that_is_no_data_at_the_limit_of_data(self, program: Program, length: int) -> None:
+        """Each old page makes room, of any kind. Source: Linux v6.8 mm/mmap.c: mmap_region(), count_vma_pages_range().
+
+        Once it is unmapped it makes no room for data: who asks again is refused, and has lost the old mapping.
+        """
+        assert mmap(program, BASE, length, NONE, ANON | FIXED) == BASE
+        program.mmap(1)
+        program.mm.rlimits.soft[Rlimit.DATA] = program.mm.data_vm * PAGE_SIZE
+        assert mmap(program, 0, length, RW, ANON) == -errno.ENOMEM
+        assert mmap(program, BASE, length, RW, ANON | FIXED) == BASE
+
     def test_an_offset_that_is_not_aligned_comes_first(self, program: Program, fd: int) -> None:
         assert mmap(program, 0, 0, RW, 0, offset=1) == -errno.EINVAL
         assert mmap(program, 0, PAGE_SIZE, RW, PRIVATE, offset=1) == -errno.EINVAL

@@ -237,8 +237,8 @@ def _any_process() -> None:
     seen = Seen()
 
     @wrap(mmap.mmap_region)
-    def mmap_region(inner: Function, mm: MmStruct, addr: int, length: int, *args: Any) -> Any:
-        vma = inner(mm, addr, length, *args)
+    def mmap_region(inner: Function, mm: MmStruct, addr: int, length: int, *args: Any, **kwargs: Any) -> Any:
+        vma = inner(mm, addr, length, *args, **kwargs)
         session = seen.session
         if session is None or session.mm is None or session.mm is mm:
             return vma

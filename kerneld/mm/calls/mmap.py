@@ -107,7 +107,7 @@ def mmap_in_pieces(
     length = page_align(length)
     check_expand(mm, addr, length, vm_flags)
     yield from munmap_in_pieces(mm, addr, length)
-    mmap_region(mm, addr, length, vm_flags, file, pgoff)
+    mmap_region(mm, addr, length, vm_flags, file, pgoff, fits=True)
     return addr
 
 
@@ -260,16 +260,20 @@ def check_expand(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int) -> None:
             raise SysError(errno.ENOMEM)
 
 
-def mmap_region(mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int) -> Vma:
+def mmap_region(
+    mm: MmStruct, addr: Vaddr, length: int, vm_flags: int, file: File | None, pgoff: int, *, fits: bool = False
+) -> Vma:
     """Put a checked mapping at `addr`, replacing old mappings there; merge it with its neighbours if possible.
 
+    `fits`: no limit is asked again. What was unmapped in pieces before might have counted for another limit.
     Raises SysError(ENOMEM) over a limit, before any change. After the old mappings are removed (as on Linux), raises
     SysError(ENOMEM) without memory, and the errors of the file itself.
     Source: Linux v6.8 mm/mmap.c:mmap_region().
     """
     end = addr + length
     pages = length >> PAGE_SHIFT
-    check_expand(mm, addr, length, vm_flags)
+    if not fits:
+        check_expand(mm, addr, length, vm_flags)
     if mm.vmas.find_intersection(addr, end) is not None:
         do_munmap(mm, addr, length)
     if accountable_mapping(file, vm_flags):
