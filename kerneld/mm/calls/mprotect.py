@@ -180,8 +180,11 @@ def mprotect_fixup(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: i
 def give_up_pkeys(mm: MmStruct) -> None:
     """Have an address space without protection keys from now on, as on a processor without them.
 
-    For a native program on a processor without keys. Raises SysError(ENOMEM).
+    For a native program on a processor without keys. The child of one has none already: it keeps what its parent has
+    allocated, as dup_mm() copies mm->context. Raises SysError(ENOMEM).
     """
+    if not mm.has_pkeys:
+        return
     for vma in [vma for vma in mm.vmas if vma.vm_flags & VM_PKEY_MASK]:
         mprotect_fixup(mm, vma, vma.start, vma.end, vma.vm_flags & ~VM_PKEY_MASK)
     mm.has_pkeys = False
