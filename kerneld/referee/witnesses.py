@@ -215,9 +215,10 @@ def pages_out_nothing_by_its_accessed_bit(stage: Stage) -> bool:
 
 
 def frees_tables_of_what_is_not_needed(stage: Stage) -> bool:
-    """MADV_DONTNEED of memory with its own page table: the table is freed."""
+    """MADV_DONTNEED of memory with its own page table: the table is freed. That of a huge page always is."""
     played = stage.play(
         mmap(0, 3 * PMD_SIZE),
+        call("madvise", At(0), 3 * PMD_SIZE, Madv.NOHUGEPAGE.value),
         store(At(0, PMD_SIZE)),
         call("madvise", At(0), 3 * PMD_SIZE, Madv.DONTNEED.value),
     )

@@ -13,6 +13,7 @@ import pytest
 from kerneld.mm.calls import mremap
 from kerneld.mm.fault import fault
 from kerneld.mm.files.filemap import AddressSpace
+from kerneld.mm.limits import TransparentHugepage
 from kerneld.referee import difference as mechanism
 from kerneld.referee.difference import Known, OnTop, decide, following
 from kerneld.referee.errors import HostError
@@ -29,6 +30,7 @@ FIDELITY = Path(__file__).parents[2] / "docs" / "fidelity.md"
 
 
 NEEDS_KEYS = {"takes_a_key_before_a_place": True, "has_no_key_to_give": False}
+NEEDS_NO_HUGE_PAGES = "collapses_nothing"
 
 
 def row(difference: Known) -> str:
@@ -48,6 +50,14 @@ def test_the_document_has_each_and_no_other() -> None:
 @pytest.fixture(scope="module", params=[True, False], ids=["pku", "no-pku"])
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     ours = Simulated(tmp_path_factory.mktemp("files"), facts(), pku=request.param)
+    yield stage_of(ours)
+    ours.close()
+
+
+@pytest.fixture(scope="module")
+def always_huge_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    everywhere = facts()._replace(mode=Mode.HUGE, thp=TransparentHugepage.ALWAYS)
+    ours = Simulated(tmp_path_factory.mktemp("always"), everywhere)
     yield stage_of(ours)
     ours.close()
 
@@ -85,6 +95,15 @@ def test_a_witness_tells_kerneld_with_the_rule_from_kerneld_without(stage: Stage
         # What only a processor with protection keys shows, or only one without, the other does not.
         assert difference.witness(stage) == (NEEDS_KEYS.get(difference.witness.__name__, has_keys) == has_keys)
     assert not difference.witness(stage)
+
+
+@pytest.mark.parametrize("difference", WITNESSED, ids=lambda difference: difference.witness.__name__)
+def test_huge_pages_everywhere_mislead_no_witness(always_huge_stage: Stage, difference: Known) -> None:
+    assert difference.witness is not None
+    assert not difference.witness(always_huge_stage)
+    if difference.witness.__name__ not in (*NEEDS_KEYS, NEEDS_NO_HUGE_PAGES):
+        with following([difference]):
+            assert difference.witness(always_huge_stage)
 
 
 @pytest.mark.parametrize("difference", KNOWN_OF_MODES, ids=lambda difference: difference.witness.__name__)
