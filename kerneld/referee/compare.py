@@ -16,7 +16,8 @@ Difference = tuple[str, str, str]
 
 _ACCESSED = "Referenced"
 _MANY_BYTES = 256
-_OF_DIRTY_PAGES = frozenset({"Pss_Dirty", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty"})
+_OF_SHARED_PAGES, _OF_PRIVATE_PAGES = {"Shared_Clean", "Shared_Dirty"}, {"Private_Clean", "Private_Dirty"}
+_OF_DIRTY_PAGES = {"Pss_Dirty"} | _OF_SHARED_PAGES | _OF_PRIVATE_PAGES
 _ACCESSES = frozenset({"load", "store", "touch"})
 
 
@@ -116,7 +117,7 @@ def may_be_of_writeback(difference: Difference) -> bool:
     name, mine, theirs = difference
     if "kpageflags" in name:
         return set(mine.split()) ^ set(theirs.split()) == {"DIRTY"}
-    return name == "min_flt" or name.removeprefix("rollup ").split(" ")[0] in _OF_DIRTY_PAGES
+    return name == "min_flt" or _number_in(name) in _OF_DIRTY_PAGES
 
 
 def may_be_of_migration(difference: Difference) -> bool:
@@ -124,16 +125,27 @@ def may_be_of_migration(difference: Difference) -> bool:
 
     It has an entry like swap's and is on no list for a moment, and it is dirty then. Where it was is a free frame, if
     pagemap was read before and kpageflags after it. Its new entry is soft-dirty if the old one was dirty. Hosts make
-    room for huge pages so (vm.compaction_proactiveness). Source: Linux v6.8 mm/rmap.c:try_to_migrate_one(): dirty is
-    now the page; mm/migrate.c:remove_migration_pte().
+    room for huge pages so (vm.compaction_proactiveness). In smaps of a newer kernel it is shared for that moment, as
+    each page whose entry is not present.
+    Source: Linux v6.8 mm/rmap.c:try_to_migrate_one(): dirty is now the page; mm/migrate.c:remove_migration_pte().
+    Linux v6.12 fs/proc/task_mmu.c:smaps_account().
     """
     name, mine, theirs = difference
+    if _number_in(name) in _OF_SHARED_PAGES:
+        return int(mine) < int(theirs)
+    if _number_in(name) in _OF_PRIVATE_PAGES:
+        return int(mine) > int(theirs)
     words, others = set(mine.split()), set(theirs.split())
     if "kpageflags" in name:
         has_gone = others == {"none"}
         return has_gone or (others - words <= {"DIRTY"} and words - others <= {"LRU"})
     is_moved = "swapped" in others or others - words == {"soft-dirty"}
     return name.startswith("the page at") and "present" in words and is_moved
+
+
+def _number_in(name: str) -> str:
+    """Return the number of smaps, or of smaps_rollup, that the subject of a difference is about."""
+    return name.removeprefix("rollup ").split(" ")[0]
 
 
 def _compare_numbers(who: int, ours: View, hosts: View, accessed: bool) -> Difference | None:

@@ -147,3 +147,15 @@ def test_what_a_page_that_has_moved_shows() -> None:
     assert not may_be_of_migration(("the page at 0x1000 of process 0", "present soft-dirty", "present"))
     assert not may_be_of_migration((name, "UPTODATE LRU ANON", "UPTODATE DIRTY LRU"))
     assert not may_be_of_migration(("the page at 0x1000 of process 0", "swapped", "present exclusive"))
+
+
+@pytest.mark.parametrize(
+    "name", ["Shared_Dirty of the mapping at 0x1000 of process 0", "rollup Shared_Dirty of process 0"]
+)
+def test_in_a_newer_kernels_smaps_a_page_that_is_moving_is_shared(name: str) -> None:
+    private = name.replace("Shared", "Private")
+    assert may_be_of_migration((name, "0", "140"))
+    assert not may_be_of_migration((name, "140", "0"))
+    assert may_be_of_migration((private, "256", "116"))
+    assert not may_be_of_migration((private, "116", "256"))
+    assert not may_be_of_migration((name.replace("Shared_Dirty", "Anonymous"), "0", "140"))
