@@ -31,6 +31,14 @@ KNOWN_OF_MODES = (
         mode=Mode.HUGE,
     ),
     Known(
+        (6, 18),
+        "mm/migrate.c:try_to_map_unused_to_zeropage(), in v6.12.117 at the latest",
+        "The entries of that zero page are as soft-dirty as those of the huge page were.",
+        ((split_folio, "split_folio", later_huge.split_folio_to_soft_dirty_zero_pages),),
+        witness=witnesses_huge.maps_soft_dirty_zero_pages_after_a_split,
+        mode=Mode.HUGE,
+    ),
+    Known(
         (6, 12),
         "mm/migrate.c:remove_migration_pte(), in v6.12.117 at the latest",
         "The pages of a huge page that is split for good are as soft-dirty as they were. In v6.8 they are soft-dirty "

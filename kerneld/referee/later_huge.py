@@ -51,6 +51,19 @@ def split_folio_to_zero_pages(frames: Frames, pfn: Pfn) -> None:
         mm.rss.hiwater = peak
 
 
+def split_folio_to_soft_dirty_zero_pages(frames: Frames, pfn: Pfn) -> None:
+    """The entries of the zero page are as soft-dirty as those were that they replace.
+
+    Source: Linux v6.18 mm/migrate.c:try_to_map_unused_to_zeropage().
+    """
+    soft_dirty = _where(frames, pfn, PTE_SOFT_DIRTY)
+    split_folio_to_zero_pages(frames, pfn)
+    for mm, pte, vaddr in _still_present(frames, soft_dirty):
+        entry = frames.ram.words[pte]
+        if entry & PTE_SPECIAL:
+            mm.pages.update_pte(pte, vaddr, entry | PTE_SOFT_DIRTY)
+
+
 def keeps_soft_dirty(earlier: Callable[[Frames, Pfn], None]) -> Callable[[Frames, Pfn], None]:
     """A dirty entry that is made anew is soft-dirty only if it was.
 
@@ -58,18 +71,29 @@ def keeps_soft_dirty(earlier: Callable[[Frames, Pfn], None]) -> Callable[[Frames
     """
 
     def split_folio(frames: Frames, pfn: Pfn) -> None:
-        clean = [
-            (mm, start + (at << PAGE_SHIFT))
-            for mm, start, entries in _mapped(frames, frames.huge.pages_of(pfn & -HPAGE_PMD_NR))
-            for at in np.flatnonzero((entries & np.uint64(PTE_SOFT_DIRTY)) == 0).tolist()
-        ]
+        clean = _where(frames, pfn, 0)
         earlier(frames, pfn)
-        for mm, vaddr in clean:
-            pte = mm.page_table.find_pte(vaddr)
-            if pte is not None and pte_present(frames.ram.words[pte]):
-                mm.pages.update_pte(pte, vaddr, frames.ram.words[pte] & ~PTE_SOFT_DIRTY)
+        for mm, pte, vaddr in _still_present(frames, clean):
+            mm.pages.update_pte(pte, vaddr, frames.ram.words[pte] & ~PTE_SOFT_DIRTY)
 
     return split_folio
+
+
+def _where(frames: Frames, pfn: Pfn, soft_dirty: int) -> list[tuple[MmStruct, Vaddr]]:
+    """Return where the entries of a huge page are that have this bit, PTE_SOFT_DIRTY or 0."""
+    return [
+        (mm, start + (at << PAGE_SHIFT))
+        for mm, start, entries in _mapped(frames, frames.huge.pages_of(pfn & -HPAGE_PMD_NR))
+        for at in np.flatnonzero((entries & np.uint64(PTE_SOFT_DIRTY)) == np.uint64(soft_dirty)).tolist()
+    ]
+
+
+def _still_present(frames: Frames, places: list[tuple[MmStruct, Vaddr]]) -> Iterator[tuple[MmStruct, int, Vaddr]]:
+    """Yield the address space, the small entry and the address of each place where a page is present now."""
+    for mm, vaddr in places:
+        pte = mm.page_table.find_pte(vaddr)
+        if pte is not None and pte_present(frames.ram.words[pte]):
+            yield mm, pte, vaddr
 
 
 def _users(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr]]:

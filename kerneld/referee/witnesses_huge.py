@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kerneld.referee.outcome import PM_MMAP_EXCLUSIVE, PM_PRESENT, PM_SOFT_DIRTY
 from kerneld.referee.program import At, Base, Op
-from kerneld.referee.witness import Stage
+from kerneld.referee.witness import Played, Stage
 from shared.uapi.mman import MLOCK_ONFAULT, Madv, Map, Prot
 from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 
@@ -42,15 +42,29 @@ def _huge_page(access: int, advice: Madv = Madv.HUGEPAGE) -> tuple[Op, ...]:
 
 def maps_zero_pages_after_a_split(stage: Stage) -> bool:
     """Page 5, behind the advised page, was never written: the zero page maps it, or still the huge page."""
-    played = stage.play(*_huge_page(_WRITE), _advise(9, 1, Madv.COLD))
+    return _maps_the_zero_page(stage.play(*_huge_page(_WRITE), _advise(9, 1, Madv.COLD)))
+
+
+def maps_soft_dirty_zero_pages_after_a_split(stage: Stage) -> bool:
+    """The same in a mapping that is not soft-dirty, whose huge page is: is the entry of page 5?"""
+    made, *written = _huge_page(_WRITE)
+    played = stage.play(made, _not_soft_dirty(), *written, _advise(9, 1, Madv.COLD))
+    return _maps_the_zero_page(played) and played.view.pages[_PLACE + 5 * P] & PM_SOFT_DIRTY != 0
+
+
+def _maps_the_zero_page(played: Played) -> bool:
     word = played.view.pages.get(_PLACE + 5 * P, 0)
     return bool(word & PM_PRESENT) and not word & PM_MMAP_EXCLUSIVE
 
 
 def splits_and_leaves_soft_dirty_bits(stage: Stage) -> bool:
     """A huge page is written, and then not soft-dirty; advice for one of its pages splits it."""
-    played = stage.play(*_huge_page(_WRITE), Op(0, "clear_refs", (0,), data=b"4"), _advise(9, 1, Madv.COLD))
+    played = stage.play(*_huge_page(_WRITE), _not_soft_dirty(), _advise(9, 1, Madv.COLD))
     return not any(word & PM_SOFT_DIRTY for word in played.view.pages.values())
+
+
+def _not_soft_dirty() -> Op:
+    return Op(0, "clear_refs", (0,), data=b"4")
 
 
 def stays_locked_when_its_entry_is_split(stage: Stage) -> bool:
