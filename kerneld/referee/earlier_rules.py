@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from kerneld.mm.space import unmapped_area
 from kerneld.mm.space.mm import MmStruct
@@ -57,3 +58,12 @@ def moves_from_its_start(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr) -> bool
 def touches_the_heap(mm: MmStruct, vma: Vma) -> bool:
     """Source: Linux v6.1 fs/proc/task_mmu.c:show_map_vma(): what ends where it begins has its name too."""
     return vma.start <= mm.brk and vma.end >= mm.start_brk
+
+
+def merges_no_attach(earlier: Callable[..., bool]) -> Callable[..., bool]:
+    """What has a close operation merges with nothing. Source: Linux v6.3 mm/mmap.c:is_mergeable_vma()."""
+
+    def mergeable(vma: Vma, *properties: Any) -> bool:
+        return not vma.has_close and earlier(vma, *properties)
+
+    return mergeable

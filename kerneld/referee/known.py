@@ -32,6 +32,7 @@ from kerneld.referee import (
     later_userfaultfd,
     this_host,
     witnesses,
+    witnesses_segments,
     witnesses_userfaultfd,
 )
 from kerneld.referee.difference import Known, OnTop
@@ -113,6 +114,24 @@ KNOWN = (
         "New memory merges with both of its neighbours, if one of them never faulted.",
         ((vma_merge, "merge_into_neighbours", later_merge.merge_into_neighbours),),
         witness=witnesses.joins_what_never_faulted_and_what_did,
+    ),
+    Known(
+        (6, 12),
+        "01c373e9a5ce",
+        "A part of an attach of System V shared memory merges with the part above it, if no mapping goes with that. In "
+        "v6.8 it merges only with the part below it.",
+        ((vma_merge, "may_begin_lower", later_merge.may_begin_lower),),
+        applies=lambda facts: facts.has_own_ipc,
+        witness=witnesses_segments.merges_with_the_part_above,
+    ),
+    Known(
+        (0, 0),
+        "714965ca8252",
+        "Parts of an attach of System V shared memory never merge again.",
+        ((vma_merge, "_mergeable", OnTop(earlier_rules.merges_no_attach)),),
+        applies=lambda facts: facts.has_own_ipc,
+        witness=witnesses_segments.merges_no_parts,
+        before=(6, 4),
     ),
     Known(
         (6, 16),

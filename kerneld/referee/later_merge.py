@@ -61,6 +61,11 @@ def is_mergeable_anon_vma(one: AnonVma | None, other: AnonVma | None, vma: Vma |
     return one is other
 
 
+def may_begin_lower(_vma: Vma) -> bool:
+    """Only who would be removed is asked. Source: Linux v6.12 mm/vma.c:can_merge_remove_vma()."""
+    return True
+
+
 def with_source(function: Callable[..., Vma]) -> Callable[..., Vma]:
     def wrapped(mm: MmStruct, vma: Vma, *args: Any, **others: Any) -> Vma:
         _Source.vma = vma
@@ -85,7 +90,7 @@ def merge_into_neighbours(
         and vma_merge.can_merge_before(following, vm_flags, None, file, pgoff_end)
     )
     if left and prev is not None:
-        if right and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
+        if right and following is not None and vma_merge.can_take_in(prev, following):
             dup_anon_vma(prev, following)
             mm.remove_vma(following)
             end = following.end

@@ -32,7 +32,7 @@ from kerneld.mm.space.pace import Steps, WaitingSteps, drain
 from kerneld.mm.space.rmap import anon_vma_clone, dup_anon_vma, unlink_anon_vmas
 from kerneld.mm.space.unmapped_area import get_unmapped_area
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.space.vma_merge import can_merge_after, can_merge_before, is_mergeable_anon_vma, userfaultfd_drop
+from kerneld.mm.space.vma_merge import can_merge_after, can_merge_before, can_take_in, userfaultfd_drop
 from kerneld.mm.space.wait import Wait
 from kerneld.mm.vm_flags import (
     VM_ACCESS_FLAGS,
@@ -204,7 +204,7 @@ def _expand(mm: MmStruct, vma: Vma, delta: int) -> None:
         following is not None
         and following.start == end
         and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, vma.page_index(end), vma.traits)
-        and is_mergeable_anon_vma(vma.anon_vma, following.anon_vma, None)
+        and can_take_in(vma, following)
     ):
         dup_anon_vma(vma, following)
         end = following.end
@@ -280,7 +280,7 @@ def copy_vma(mm: MmStruct, vma: Vma, old_addr: Vaddr, addr: Vaddr, length: int) 
         and can_merge_before(following, vma.vm_flags, vma.anon_vma, vma.vm_file, pgoff_end, vma.traits)
     )
     if merge_prev and prev is not None:
-        if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
+        if merge_next and following is not None and can_take_in(prev, following):
             dup_anon_vma(prev, following)
             end = following.end
             mm.remove_vma(following)

@@ -135,7 +135,7 @@ def find_unmerged(mm: MmStruct) -> list[tuple[Vma, Vma]]:
     changed, and a fault that gives both the same anon_vma never merges (Linux v6.8 mm/mmap.c:can_vma_merge_after(),
     is_mergeable_anon_vma()). Neighbours without an anon_vma are separate only in these cases, as in Linux: one split
     succeeded and the next failed at vm.max_map_count; a fork unlocked two VMAs of which one was locked; a stack grew
-    down to another stack; a heap begins at the end of program data.
+    down to another stack; a heap begins at the end of program data; the upper one is an attach of System V's.
     """
     vmas = list(mm.vmas)
     return [
@@ -149,6 +149,7 @@ def find_unmerged(mm: MmStruct) -> list[tuple[Vma, Vma]]:
         and not (low.vm_flags ^ high.vm_flags) & ~VM_SOFTDIRTY
         and low.anon_name == high.anon_name
         and low.userfaultfd_ctx is high.userfaultfd_ctx
+        and not high.has_close
     ]
 
 

@@ -113,6 +113,11 @@ class Vma:
         return self.file is None
 
     @property
+    def has_close(self) -> bool:
+        """Whether no merge may remove the VMA: it is counted, as an attach of System V's is (Linux: vm_ops->close)."""
+        return self.file is not None and self.file.is_sysv_shm
+
+    @property
     def nr_pages(self) -> int:
         """The length in pages."""
         return (self.end - self.start) >> PAGE_SHIFT

@@ -63,7 +63,24 @@ def can_merge_before(
         _mergeable(vma, vm_flags, file, traits)
         and is_mergeable_anon_vma(anon_vma, vma.anon_vma, vma)
         and vma.pgoff == pgoff_end
+        and may_begin_lower(vma)
     )
+
+
+def may_begin_lower(vma: Vma) -> bool:
+    """Return whether a VMA may grow at its start. v6.8 does not ask whether the merge would remove it instead.
+
+    Source: Linux v6.8 mm/mmap.c:is_mergeable_vma(), `may_remove_vma`.
+    """
+    return not vma.has_close
+
+
+def can_take_in(vma: Vma, following: Vma) -> bool:
+    """Return whether a VMA may grow over the one behind it, which is removed; all else fits.
+
+    Source: Linux v6.8 mm/mmap.c:vma_merge(), cases 1 and 6.
+    """
+    return is_mergeable_anon_vma(vma.anon_vma, following.anon_vma, None) and not following.has_close
 
 
 def userfaultfd_drop(vma: Vma, mm: MmStruct | None = None) -> None:
@@ -121,8 +138,11 @@ def vma_modify(
 def _merge_part(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, traits: Traits) -> Vma | None:
     """Let the neighbours of [start, end), a part of `vma`, grow over it; return the one that covers it then.
 
-    Returns None if neither has these flags and traits, and is mergeable otherwise.
+    Returns None if neither has these flags and traits, and is mergeable otherwise; or if `vma` would go, and may not.
+    Source: Linux v6.8 mm/mmap.c:vma_merge(), cases 4 to 8.
     """
+    if vma.has_close and start == vma.start and end == vma.end:
+        return None
     prev, following = mm.vmas.neighbours(vma)
     pgoff = vma.page_index(start)
     pgoff_end = pgoff + ((end - start) >> PAGE_SHIFT)
@@ -136,7 +156,7 @@ def _merge_part(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int,
         and prev.end == vma.start == start
         and can_merge_after(prev, vm_flags, vma.anon_vma, vma.vm_file, pgoff, traits)
     ):
-        if merge_next and following is not None and is_mergeable_anon_vma(prev.anon_vma, following.anon_vma, None):
+        if merge_next and following is not None and can_take_in(prev, following):
             dup_anon_vma(prev, following)
             dup_anon_vma(prev, vma)
             mm.remove_vma(vma)
