@@ -167,7 +167,7 @@ class Execution(Generic[V]):
         args = tuple(self._resolve(arg) if isinstance(arg, At) else arg & U64 for arg in op.args)
         if self._hits_runner(op, args) or self._is_left_out(op, args):
             return PASSED_OVER
-        if self._task_size > TASK_SIZE and is_out_of_reach(op.name, args):
+        if self._task_size > TASK_SIZE and self._is_out_of_reach(op.name, args):
             return PASSED_OVER
         special = _SPECIAL.get(op.name)
         if special is not None:
@@ -238,6 +238,9 @@ class Execution(Generic[V]):
             mapping.start < start + length and start < mapping.end and mapping.name not in ("", "[heap]")
             for mapping in mappings
         )
+
+    def _is_out_of_reach(self, name: str, args: tuple[int, ...]) -> bool:
+        return is_out_of_reach(name, self._segments.place(*args[:2]) if name == "shmat" else args)
 
     def _shm(self, op: Op, args: tuple[int, ...]) -> Outcome:
         return getattr(self._segments, op.name)(functools.partial(self._side.call, op.who), *args)  # type: ignore[no-any-return]

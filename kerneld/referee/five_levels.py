@@ -34,10 +34,11 @@ RULES: tuple[tuple[Any, str, int], ...] = (
 def is_out_of_reach(name: str, args: tuple[int, ...]) -> bool:
     """Return whether a call may make a mapping that only five levels can have, or asks what lies above four.
 
-    UFFDIO_REGISTER and UNREGISTER there are EINVAL, and ENOMEM in v6.1, because nothing is mapped above them either.
+    The arguments of shmat are the place and the length of the attach. UFFDIO_REGISTER and UNREGISTER there are EINVAL,
+    and ENOMEM in v6.1, because nothing is mapped above them either.
     """
     if name in ("uffdio_register", "uffdio_unregister"):
         return args[0] >= TASK_SIZE
-    if name == "mmap":
+    if name in ("mmap", "shmat"):
         return args[0] > 0 and args[0] + args[1] > TASK_SIZE
     return name == "mremap" and args[3] & _NAMES_A_PLACE != 0 and args[4] + args[2] > TASK_SIZE

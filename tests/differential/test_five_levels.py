@@ -30,6 +30,8 @@ FIXED = (Mremap.MAYMOVE | Mremap.FIXED).value
         ("mmap", (TASK_SIZE - 4096, 8192, 3, 0x32, 0), True),
         ("mremap", (0x10000, 4096, 8192, FIXED, TASK_SIZE - 4096), True),
         ("mremap", (0x10000, 4096, 1 << 48, Mremap.MAYMOVE.value, 0), False),
+        ("shmat", (1 << 47, 4096), True),
+        ("shmat", (0, 1 << 24), False),
         ("munmap", (1 << 47, 4096), False),
         ("uffdio_unregister", (1 << 47, 4096), True),
         ("uffdio_register", (TASK_SIZE - 4096, 8192, 1), False),
