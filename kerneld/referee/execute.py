@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from kerneld.referee import userfaultfds
 from kerneld.referee.five_levels import is_out_of_reach
 from kerneld.referee.layout import Layout
+from kerneld.referee.limits import LIMITED, RELATIVE_LIMITS
 from kerneld.referee.machine import IN_MEMORY, NOT_EXACT, PROMISED, Counters
 from kerneld.referee.mode import Mode
 from kerneld.referee.outcome import Outcome, StateOf
@@ -271,8 +272,13 @@ class Execution(Generic[V]):
         return self._side.clear_refs(op.who, args[0], op.data) if args[0] in self.alive else PASSED_OVER
 
     def _prlimit64(self, op: Op, args: tuple[int, ...]) -> Outcome:
-        """Set a limit. It is relative to the memory at the start of the program, in which the sides may differ."""
+        """Set a limit. It is relative to the memory at the start of the program, in which the sides may differ.
+
+        A program that is being shrunk may ask for what no other one does.
+        """
         peer, resource, beside, soft, hard = args
+        if resource not in (RELATIVE_LIMITS if beside else LIMITED):
+            return PASSED_OVER
         if beside:
             used = self._side.used_at_start(resource)
             soft, hard = (min(limit + used, U64) for limit in (soft, hard))

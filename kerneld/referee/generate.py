@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from kerneld.referee import keys
 from kerneld.referee.deep import DeepGenerator
+from kerneld.referee.limits import LIMITED, RELATIVE_LIMITS
 from kerneld.referee.program import FILES, HARMLESS, MAX_PROCESSES, NR_SLOTS, U32, U64, At, Base, Op, Program
 from kerneld.referee.segments import random_shmat, random_shmctl, random_shmget
 from kerneld.referee.userfaultfds import random_copy, random_mode, random_register
 from kerneld.referee.wide import WideGenerator
 from shared.uapi.fcntl import F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
 from shared.uapi.mman import Madv, Map, Mcl, Mremap, Ms, Pr
-from shared.uapi.resource import Rlimit
 
 PAGE = 4096
 _ADVICE = [advice.value for advice in Madv if advice not in (Madv.HWPOISON, Madv.SOFT_OFFLINE)]
@@ -46,8 +46,6 @@ _SEALS = (
     F_SEAL_SHRINK | F_SEAL_GROW, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE, 0x40, 0,
 )  # fmt: skip
 """0x40 is none."""
-_LIMITED = (*(Rlimit.AS.value, Rlimit.DATA.value, Rlimit.MEMLOCK.value) * 4, *(Rlimit.STACK.value,) * 2, 5, 16)
-"""Resources for prlimit64: nothing uses 5, RLIMIT_RSS, and 16 is invalid."""
 _LIMIT_PAGES = (0, 0, 1, 3, 8, 20, 60, 200, 2000, 20_000)
 _POLICIES = (0, 1, 4, 4)
 """MPOL_DEFAULT, PREFERRED (without nodes: local) and LOCAL."""
@@ -346,11 +344,11 @@ class Generator:
         """Mostly set a limit of address space or data to some pages more than at the start; else an absolute limit."""
         rng = self._rng
         peer = self._who() if self._chance(0.97) else MAX_PROCESSES
-        resource = rng.choice(_LIMITED)
+        resource = rng.choice(LIMITED)
         soft = rng.choice(_LIMIT_PAGES) * PAGE + rng.choice((0, 0, 0, 100))
         if self._chance(0.2):
             soft = U64
-        beside = int(resource in (Rlimit.AS, Rlimit.DATA) and self._chance(0.9))
+        beside = int(resource in RELATIVE_LIMITS and self._chance(0.9))
         hard = rng.choices((U64, soft, max(soft - 1, 0)), (20, 1, 1))[0]
         return Op(self._who(), "prlimit64", (peer, resource, beside, soft, hard))
 

@@ -14,6 +14,12 @@ from kerneld.mm.limits import OVERCOMMIT_NEVER
 from kerneld.referee.errors import HostError
 from shared.uapi.resource import RLIM_INFINITY, Rlimit
 
+RELATIVE_LIMITS = (Rlimit.AS.value, Rlimit.DATA.value)
+"""Resources whose limits may be relative to the memory at the start of a program."""
+LIMITED = (*(*RELATIVE_LIMITS, Rlimit.MEMLOCK.value) * 4, *(Rlimit.STACK.value,) * 2, 5, 16)
+"""The resources of programs' limits, as often as each is chosen: nothing uses 5, RLIMIT_RSS, and 16 is invalid. Others,
+as RLIMIT_CPU, would end the host's runner."""
+
 
 class VmSettings(NamedTuple):
     """The files of /proc/sys/vm that count for a program, by their names."""

@@ -20,7 +20,8 @@ from kerneld.referee.program import from_json
 def serve() -> None:
     """Play what standard input asks for, and answer on standard output, until it asks for the end.
 
-    Raises LinkError if the referee has gone.
+    Whatever goes wrong is told to the referee: nobody reads this program's standard error. Raises LinkError if the
+    referee has gone.
     """
     with _standard_streams() as link:
         asked, _ = link.get()
@@ -33,6 +34,9 @@ def serve() -> None:
             raise
         except HostError as error:
             link.put({"error": str(error)})
+        except Exception as error:
+            link.put({"error": f"the player has failed: {error!r}"})
+            raise
 
 
 def _answer(link: Link, host: ThisHost) -> bool:

@@ -85,19 +85,35 @@ def test_why_a_machine_is_no_host_is_told_afar(tmp_path: Path) -> None:
         pass
 
 
-def test_a_player_ends_when_its_referee_does() -> None:
-    with subprocess.Popen(shlex.split(PLAYER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as player:
-        assert player.stdin is not None
-        assert player.stdout is not None
-        link = Link(player.stdout.fileno(), player.stdin.fileno())
+@pytest.fixture
+def player() -> Iterator[tuple[subprocess.Popen[bytes], Link]]:
+    """A player that has told what it knows of its host, and the link to it."""
+    with subprocess.Popen(shlex.split(PLAYER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        link = Link(process.stdout.fileno(), process.stdin.fileno())
         link.put({"mode": "plain", "counts": False})
         values, _ = link.get()
         if "error" in values:
             pytest.skip(values["error"])
-        link.put({"pages_out": True, "everything": True}, to_json(generate("left", 5)).encode())
-        link.get()
-        player.stdin.close()
-        assert player.wait() == 1
+        yield process, link
+
+
+def test_a_player_ends_when_its_referee_does(player: tuple[subprocess.Popen[bytes], Link]) -> None:
+    process, link = player
+    link.put({"pages_out": True, "everything": True}, to_json(generate("left", 5)).encode())
+    link.get()
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait() == 1
+
+
+def test_what_ends_a_player_is_told_to_its_referee(player: tuple[subprocess.Popen[bytes], Link]) -> None:
+    process, link = player
+    link.put({"pages_out": True, "everything": True}, to_json((Op(0, "no_such_call"),)).encode())
+    values, _ = link.get()
+    assert values == {"error": "the player has failed: KeyError('NO_SUCH_CALL')"}
+    assert process.wait()
 
 
 def test_a_message_takes_any_pipe() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kerneld.referee.describe import describe_program
-from kerneld.referee.execute import Execution
+from kerneld.referee.execute import PASSED_OVER, Execution
 from kerneld.referee.generate import generate
 from kerneld.referee.match import Divergence, Match
 from kerneld.referee.mode import Mode
@@ -23,6 +23,8 @@ from kerneld.referee.program import At, Op, Program, from_json, to_json
 from kerneld.referee.programs import make_program
 from kerneld.referee.run import run
 from kerneld.referee.shrink import shrink
+from kerneld.referee.simulated import Simulated
+from tests.differential.alone import states
 
 
 @given(st.integers(), st.integers(3, 60))
@@ -44,6 +46,13 @@ def test_shrinking_keeps_what_is_needed_and_nothing_else(needed: set[int]) -> No
     program = tuple(Op(0, "load", (At(0, number * 4096), number)) for number in range(40))
     shortest = shrink(program, lambda candidate: needed <= {op.args[1] for op in candidate})
     assert [op.args for op in shortest] == [(At(0, 0), number) for number in sorted(needed)]
+
+
+@pytest.mark.parametrize(("resource", "beside"), [(0, 1), (0, 0), (1, 0), (3, 1)])
+def test_a_limit_that_only_shrinking_asks_for_is_passed_over(ours: Simulated, resource: int, beside: int) -> None:
+    """RLIMIT_CPU would end the host's runner. And nothing is known of a stack at the start of a program."""
+    found = states(ours, Op(0, "prlimit64", (0, resource, beside, 4096, 1 << 63)))
+    assert found[0].outcome == PASSED_OVER
 
 
 def test_a_side_that_answers_otherwise_is_noticed(match: Match, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,9 +63,13 @@ def run(choice: Choice, say: Say) -> int:
         status = files.status.read_text().strip() if files.status.exists() else ""
         for each in job.bring_out(files.out, cache / "out"):
             say(f"brought out: {cache / 'out' / each}")
-        if not status:
+        if status != "0":
+            # With `stdin` it also has what the command has printed on standard error.
             shutil.copy(files.console, cache / "console")
+        if not status:
             raise HostsError(f"the guest ended without an exit status: see {cache / 'console'}")
+        if status != "0" and choice.stdin:
+            say(f"the command ended with status {status}: see {cache / 'console'}")
         return int(status)
 
 

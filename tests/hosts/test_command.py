@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import guest, job, qemu
+from tests.hosts import guest, job, qemu, root
 from tests.hosts.command_line import Choice, parse
 from tests.hosts.trouble import HostsError
 
@@ -52,8 +52,8 @@ def test_tcg_and_a_processor_can_be_asked_for() -> None:
 
 
 def test_the_root_is_not_changed_and_a_comma_in_a_name_is_no_option() -> None:
-    root, _, out = _following(qemu.command(Choice("6.1", ("true",)), FILES, kvm=False), "-drive")
-    assert root == "if=virtio,format=raw,snapshot=on,file=/c/ro,,ot"
+    system, _, out = _following(qemu.command(Choice("6.1", ("true",)), FILES, kvm=False), "-drive")
+    assert system == "if=virtio,format=raw,snapshot=on,file=/c/ro,,ot"
     assert out == "if=virtio,format=raw,file=/c/out"
 
 
@@ -103,3 +103,22 @@ def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("shutil.which", lambda program, path: None if program == "debootstrap" else program)
     with pytest.raises(HostsError, match=r"debootstrap is missing \(on Debian: apt install debootstrap\)"):
         guest.check_tools()
+
+
+@pytest.mark.parametrize(("status", "kept"), [("0", False), ("1", True)])
+def test_what_a_failed_command_said_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, kept: bool
+) -> None:
+    """It is on the console if the command reads from here, and the guest's folder goes."""
+
+    def boot(_choice: Choice, files: qemu.Files, *, kvm: bool) -> None:
+        files.status.write_text(f"{status}\n")
+        files.console.write_text("Traceback")
+
+    monkeypatch.setattr(guest, "check_tools", lambda: None)
+    monkeypatch.setattr(root.GuestRoot, "kernel", lambda *_: tmp_path / "6.1")
+    monkeypatch.setattr(guest, "_boot", boot)
+    said: list[str] = []
+    assert guest.run(Choice("6.1", ("true",), stdin=True, cache=tmp_path), said.append) == int(status)
+    assert (tmp_path / "console").exists() is kept
+    assert any(line.endswith(f"see {tmp_path / 'console'}") for line in said) is kept
