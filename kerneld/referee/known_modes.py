@@ -56,6 +56,18 @@ KNOWN_OF_MODES = (
         mode=Mode.HUGE,
     ),
     Known(
+        (6, 10),
+        "include/linux/mm.h:folio_likely_mapped_shared(), and mm/madvise.c (v6.9 and v6.10)",
+        "A huge page counts as shared if it has a mapping of 2 MiB and another, or more mappings than pages. Else its "
+        "first page decides, as in v6.8. Advice for a part of it skips a shared huge page.",
+        (
+            (split_folio, "estimated_sharers", later_huge.guessed_sharers),
+            (madvise_pages, "_before_a_shared_one", later_huge.advised_parts),
+        ),
+        witness=witnesses_huge.asks_all_mappings_whether_it_is_shared,
+        mode=Mode.HUGE,
+    ),
+    Known(
         (6, 15),
         "1da190f4d0a6, and mm/madvise.c (v6.9 to v6.15)",
         "A huge page counts as shared if more than one address space maps a part of it. Advice for a part of it "
@@ -66,7 +78,7 @@ KNOWN_OF_MODES = (
             (cow, "wp_can_reuse_anon", later_huge.wp_can_reuse_anon),
             *later_mm_ids.TRACKING,
         ),
-        witness=witnesses_huge.asks_all_pages_whether_it_is_shared,
+        witness=witnesses_huge.knows_who_shares_it,
         mode=Mode.HUGE,
     ),
     Known(

@@ -24,6 +24,7 @@ from kerneld.referee.later_mm_ids import maybe_mapped_shared
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
 
 _split_folio_v6_8 = split_folio.split_folio
+_estimated_sharers_v6_8 = split_folio.estimated_sharers
 _do_huge_pmd_wp_page_v6_8 = thp.do_huge_pmd_wp_page
 _wp_can_reuse_anon_v6_8 = cow.wp_can_reuse_anon
 
@@ -116,6 +117,21 @@ def _mapped(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr, Words
             yield vma.vm_mm, start, vma.vm_mm.page_table.walk.entries(start, start + (high - low << PAGE_SHIFT))
 
 
+def guessed_sharers(frames: Frames, pfn: Pfn) -> int:
+    """A huge page with more mappings than pages is shared; of others the first page's mappings tell.
+
+    Source: Linux v6.10 include/linux/mm.h:folio_likely_mapped_shared().
+    """
+    head = pfn & -HPAGE_PMD_NR
+    entire = frames.huge.entire_mapcount[head]
+    mappings = int(frames.mapcount[frames.huge.pages_of(head)].sum()) - entire * (HPAGE_PMD_NR - 1)
+    if mappings <= 1:
+        return 1
+    if entire or mappings > HPAGE_PMD_NR:
+        return 2
+    return 2 if _estimated_sharers_v6_8(frames, pfn) > 1 else 1
+
+
 def estimated_sharers(frames: Frames, pfn: Pfn) -> int:
     """Source: Linux v6.15 mm/madvise.c: folio_maybe_mapped_shared() in the place of the first page's map count."""
     return 2 if maybe_mapped_shared(frames, pfn) else 1
@@ -135,7 +151,7 @@ def advised_parts(mm: MmStruct, leaf: Leaf) -> Iterator[Leaf]:
             at += 1
             continue
         pfn = pte_pfn(int(mm.page_table.walk.read(leaf)[at]))
-        passed_over = count != HPAGE_PMD_NR and maybe_mapped_shared(frames, pfn)
+        passed_over = count != HPAGE_PMD_NR and split_folio.estimated_sharers(frames, pfn) != 1
         if count != HPAGE_PMD_NR and not passed_over:
             split_folio.split_folio(frames, pfn)
             continue

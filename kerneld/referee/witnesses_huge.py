@@ -113,7 +113,7 @@ def writes_make_the_huge_zero_page_huge(stage: Stage) -> bool:
     return bool(played.view.pages.get(_PLACE + P, 0) & PM_MMAP_EXCLUSIVE)
 
 
-def asks_all_pages_whether_it_is_shared(stage: Stage) -> bool:
+def asks_all_mappings_whether_it_is_shared(stage: Stage) -> bool:
     """The child has a copy of the first page, and advises another page: the parent's huge page is split, or stays
     whole. After the child's end, writes to many of its pages take a fault at each page, or one fault (and a few more
     on a processor that has cached entries before).
@@ -125,6 +125,25 @@ def asks_all_pages_whether_it_is_shared(stage: Stage) -> bool:
     )
     faults = played[-1].outcome.min_flt
     return faults is not None and 0 < faults < _MANY
+
+
+def knows_who_shares_it(stage: Stage) -> bool:
+    """The child keeps pages 9 to 12, and its parent page 0 and others. The child frees page 9: the huge page is split
+    for that, or stays whole. It has fewer mappings than pages, and one of its first page.
+    """
+    played = stage.play(
+        *_huge_page(_WRITE),
+        Op(0, "fork", (1,)),
+        _unmap(0, 9, 1),
+        _unmap(13, 499, 1),
+        _unmap(9, _MANY),
+        _advise(9, 1, Madv.FREE, 1),
+    )
+    return played[-1].views[1].totals["rollup LazyFree"] == 0
+
+
+def _unmap(number: int, pages: int, who: int = 0) -> Op:
+    return Op(who, "munmap", (_page(number), pages * P))
 
 
 def collapses_what_is_read_only(stage: Stage) -> bool:
