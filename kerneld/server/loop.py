@@ -91,6 +91,7 @@ class Loop:
         self._vmscan = kernel.vmscan
         self._vmscan.in_pieces = True
         self._ksmd = kernel.ksmd
+        self._given = kernel.advances.live
         self._serve = self.service.serve
         self._mounts = MountWatch()
         kernel.files.mounts.have_changed = self._mounts.have_changed
@@ -135,6 +136,8 @@ class Loop:
     def turn(self, timeout_seconds: float | None = None) -> None:
         """Wait until a descriptor is ready, and serve the ready ones, as many as one turn has time for."""
         events = self._wait(timeout_seconds)
+        if self._given:
+            self._kernel.advances.book()
         if self._changes:
             self._kernel.files_changed()
             events = self._without_changes(events)

@@ -26,6 +26,7 @@ from typing import Generic, TypeVar
 from kerneld.server.connection import Datagram
 from kerneld.shadowpt.segment import map_without_descriptor
 from kerneld.syscalls.kernel import Sender
+from shared.uapi.native import ADVANCES_BYTES
 from shared.uapi.ring import (
     ANSWER_BYTES,
     ANSWER_NUMBER,
@@ -51,18 +52,20 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 class Ring:
     """The ring of one session: zeroed memory, and what has been taken from it."""
 
-    __slots__ = ("_answers", "_map", "children", "is_serving", "is_watched", "requests", "taken", "words")
+    __slots__ = ("_answers", "_map", "advances", "children", "is_serving", "is_watched", "requests", "taken", "words")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, has_advances: bool = False) -> None:
         """Map the ring's file, which `make_file` has made. Raises OSError."""
-        self._map = map_without_descriptor(fd, RING_BYTES)
+        self._map = map_without_descriptor(fd, RING_BYTES + (ADVANCES_BYTES if has_advances else 0))
         view = memoryview(self._map)
+        self.advances = view[RING_BYTES:].cast("Q")
+        """The memory behind a native thread's ring, for `kerneld.tlb.advances`."""
         self.words = view[:REQUESTS_START].cast("Q")
         self.children = view[CHILDREN_START:REQUESTS_START].cast("I")
         """The pids of the thread's children that have not attached: `shared.uapi.ring.CHILDREN_START`."""
         self.requests = view[REQUESTS_START:ANSWERS_START]
         """The last request datagram, from its start."""
-        self._answers = view[ANSWERS_START:]
+        self._answers = view[ANSWERS_START:RING_BYTES]
         self.taken = 0
         """The number of the last datagram that was taken from the ring."""
         self.is_serving = False
@@ -98,6 +101,7 @@ class Ring:
 
     def close(self) -> None:
         """Unmap the ring."""
+        self.advances.release()
         self.words.release()
         self.children.release()
         self.requests.release()
@@ -105,11 +109,11 @@ class Ring:
         self._map.close()
 
 
-def make_file() -> int:
+def make_file(*, has_advances: bool = False) -> int:
     """Return a descriptor of a new file for a ring, which the caller closes. Its size is fixed. Raises OSError."""
     fd = os.memfd_create("kerneld-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, RING_BYTES)
+        os.ftruncate(fd, RING_BYTES + (ADVANCES_BYTES if has_advances else 0))
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)

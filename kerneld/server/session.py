@@ -18,6 +18,7 @@ from kerneld.server.connection import NOBODY, Connection, usual_ancillary
 from kerneld.server.ring import Ring, Rings, make_file
 from kerneld.syscalls.answer import Answer, Call
 from kerneld.syscalls.kernel import Kernel, Sender
+from kerneld.tlb.advances import Advances
 from shared.uapi.ring import RING_BYTES
 
 if TYPE_CHECKING:
@@ -88,20 +89,30 @@ class Session:
         if self.ring is not None and self.ring.is_serving:
             return -errno.EBUSY
         self._close_ring()
+        thread = self.thread
+        assert thread is not None
+        is_native = thread.tlb is not None
         try:
-            fd = make_file()
+            fd = make_file(has_advances=is_native)
         except OSError as error:
             return -(error.errno or errno.ENOMEM)
         try:
-            self.ring = Ring(fd)
+            self.ring = Ring(fd, has_advances=is_native)
         except OSError as error:
             os.close(fd)
             return -(error.errno or errno.ENOMEM)
+        if is_native and self.call is not None:
+            kernel = self.call.kernel
+            tlb = kernel.tlbs.get(thread.process.live_mm)
+            thread.advances = Advances(self.ring.advances, tlb, thread.process, kernel.advances)
         return Answer(RING_BYTES, fds=(fd,))
 
     def _close_ring(self) -> None:
         ring, self.ring = self.ring, None
         if ring is not None:
+            if self.thread is not None and self.thread.advances is not None:
+                self.thread.advances.end()
+                self.thread.advances = None
             self._rings.forget(ring)
             ring.close()
 

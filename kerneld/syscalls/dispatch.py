@@ -15,6 +15,7 @@ import structlog
 from kerneld.errors import SysError
 from kerneld.mm.space.userfaultfd import AwaitsPage
 from kerneld.shadowpt.asking import Asking, Pending, WouldWait
+from kerneld.syscalls.advance import recall_advances
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work, to_its_end
 from kerneld.syscalls.table import HANDLERS, RESTART, find_name
 from kerneld.syscalls.userfault_wait import after_userfaults
@@ -66,6 +67,8 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     frames.has_stalled, frames.has_reclaimed, frames.may_stall = False, False, True
     if nr != RESTART:
         call.nr = nr
+    if kernel.advances.live and call.nr != _FAULT:
+        recall_advances(call)
     if kernel.rq.curr is not thread:
         run_task(kernel.rq, thread)
     try:
@@ -87,6 +90,7 @@ def run(call: Call, nr: int) -> int | Answer | Work:
     if thread.flags:
         exit_to_user_mode_prepare(thread)
     if frames.buddy.nr_free < frames.watermark_low and not kernel.dying.queue:
+        kernel.advances.recall()
         kernel.vmscan.wakeup_kswapd()
     if kernel.shadowpt.dirty:
         kernel.shadowpt.flush()

@@ -45,6 +45,7 @@ from kerneld.task.sched import RunQueue, run_task
 from kerneld.task.shm import ShmSegments
 from kerneld.task.table import ProcessTable
 from kerneld.task.task import Inherited, Process, Thread
+from kerneld.tlb.advances import AllAdvances
 from kerneld.tlb.debts import Debts
 from kerneld.tlb.tlbs import Tlbs
 from kerneld.tlb.view import Agent
@@ -102,6 +103,10 @@ class Sender(NamedTuple):
 
 class TraceCalls(Protocol):
     """The interface to tracing: the layer `kerneld.trace` is above the kernel."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anybody traces anything."""
 
     def open(self, thread: Thread, data: bytes) -> Generator[None, None, tuple[int, tuple[int, int]]]:
         """Open a trace for a thread, from a packed request. Return its handle and the reader's descriptors."""
@@ -174,6 +179,8 @@ class Kernel:
         self.mmap_locks = self.table.mmap_locks
         self.tlbs = Tlbs(Debts(self.frames, self.mmap_locks.unsettled), are_checked=config.check_invariants)
         """The TLBs of the native programs."""
+        self.advances = AllAdvances(self.frames, lambda: self.tracing is not None and self.tracing.is_on)
+        """The pages that native programs may take by themselves."""
         self.userfaultfds = Userfaultfds(self.files.accounts, self.table.mmap_locks, lambda: self.pipe_watch)
         self.processes = self.table.processes
         self.ended = self.table.ended
@@ -191,7 +198,7 @@ class Kernel:
         self.dying = self.frames.dying = Dying()
         """Address spaces of ended processes that are not freed yet."""
         page_alloc = PageAlloc(self.frames, self.sysctl, self.vmscan, self._out_of_memory)
-        self.frames.slowpath = self.tlbs.debts.unasked(page_alloc.slowpath)
+        self.frames.slowpath = self.advances.recalling(self.tlbs.debts.unasked(page_alloc.slowpath))
         self.ksmd = Ksmd(self.frames, self.table.mmap_locks.are_held)
         self.load_tracing: Callable[[Kernel], Iterator[None]] | None = None
         """Sets `tracing` at its first use, in pieces. None for a machine that cannot be traced."""

@@ -6,7 +6,7 @@ import errno
 from signal import SIGBUS, SIGSEGV
 
 from kerneld.errors import KernelBug, SysError
-from kerneld.hw.paging import PF_INSTR, PF_WRITE
+from kerneld.hw.paging import PF_INSTR, PF_PROT, PF_WRITE
 from kerneld.mm.calls.mprotect import give_up_pkeys
 from kerneld.mm.frames.frames import PG_ANON, ZERO_PFN
 from kerneld.mm.space.userfaultfd import AwaitsPage
@@ -110,16 +110,17 @@ def _fault(call: Call) -> int:
     tlb = call.kernel.tlbs.by_mm.get(mm.number)
     if tlb is None:
         raise SysError(errno.EINVAL)
-    processor = call.kernel.rq.processor
+    processor, thread = call.kernel.rq.processor, call.thread
     if mm.has_pkeys:
         processor.wrpkru(pkru)
+    if thread.advances is not None:
+        thread.advances.on_fault(address)
     if flags & FAULT_FOR_KERNEL:
         paddr = uaccess.user_page(mm, address, access & PF_WRITE)
         if paddr < 0 or (flags & FAULT_FUTEX and not _is_of_file(call, paddr >> PAGE_SHIFT)):
             raise SysError(errno.EFAULT)
         tlb.grant(address)
         return 0
-    thread = call.thread
     if address >= TASK_SIZE:
         if _CANONICAL_END <= address < _KERNEL_HALF:
             exc_general_protection(thread)
@@ -137,7 +138,11 @@ def _fault(call: Call) -> int:
             return 0
         exc_page_fault(thread, ~paddr, address)
         # The processor itself asks PKRU about what is granted.
-        if thread.delivered is not None or grant(address) & wanted:
+        if thread.delivered is not None:
+            return 0
+        if grant(address) & wanted:
+            if access & PF_WRITE and thread.advances is not None:
+                thread.advances.offer(mm, address, is_present=~paddr & PF_PROT != 0)
             return 0
     raise KernelBug(f"the fault at {address:#x} (access {access:#x}) comes again and again")
 

@@ -90,6 +90,25 @@ class ThreadTlb(Protocol):
         """Note that the thread has ended, or continues with other memory."""
 
 
+class ThreadAdvances(Protocol):
+    """The interface of what a native program's thread has been given in advance; see `kerneld.tlb.advances`."""
+
+    def begin_request(self) -> None:
+        """Note that the thread makes a request."""
+
+    def on_fault(self, address: Vaddr) -> None:
+        """Note that the thread asks about an address."""
+
+    def offer(self, mm: MmStruct, address: Vaddr, *, is_present: bool) -> None:
+        """Give pages in advance, after a write fault at an address; `is_present`: at a page that could be read."""
+
+    def recall(self) -> None:
+        """Take everything back that is not taken yet."""
+
+    def end(self) -> None:
+        """End the use of the memory, or of the ring: the thread takes no page any more."""
+
+
 class Process:
     """One process of the machine's user space. It has a real process on the host."""
 
@@ -169,8 +188,8 @@ class Thread:
     """One thread of a process: one connection."""
 
     __slots__ = (
-        "__weakref__", "delivered", "flags", "line", "mapped_file", "mempolicy", "on_rq", "pending", "personality",
-        "pkru", "process", "rq", "session", "siginfo", "state", "tid", "tlb",
+        "__weakref__", "advances", "delivered", "flags", "line", "mapped_file", "mempolicy", "on_rq", "pending",
+        "personality", "pkru", "process", "rq", "session", "siginfo", "state", "tid", "tlb",
     )  # fmt: skip
 
     def __init__(self, tid: Pid, process: Process) -> None:
@@ -198,6 +217,8 @@ class Thread:
         """The number of the last connection that the kernel has made for it: its next child attaches by that."""
         self.tlb: ThreadTlb | None = None
         """The TLB of a native program's thread: the host's mappings of its memory (`kerneld.tlb`)."""
+        self.advances: ThreadAdvances | None = None
+        """The pages that a native program's thread may take by itself; None without a ring."""
         self.mapped_file: File | None = None
         """The file that it has mapped last, if it is native: the next mapping is mostly of the same one."""
         self.delivered: Delivered | None = None

@@ -29,3 +29,16 @@ def pack_record(drops: list[Span], grants: list[tuple[Vaddr, int, int]], orders:
         operations.append(OPERATION.pack(start, pages << PAGE_SHIFT | word & PAGE_BITS, word & PTE_PFN_MASK))
     size = RECORD.size + len(operations) * OPERATION.size
     return RECORD.pack(size, len(operations), orders) + b"".join(operations)
+
+
+def joined(spans: list[Span]) -> list[Span]:
+    """Return what some spans cover, in order and without overlaps."""
+    spans = sorted(spans)
+    found = spans[:1]
+    for start, end in spans:
+        last_start, last_end = found[-1]
+        if start > last_end:
+            found.append((start, end))
+        elif end > last_end:
+            found[-1] = last_start, end
+    return found

@@ -105,3 +105,8 @@ def exceeds(granted: TlbWords, allowed: TlbWords) -> npt.NDArray[np.bool_]:
     other = granted & u64(~RIGHTS) != allowed & u64(~RIGHTS)
     more = granted & ~allowed & u64(RIGHTS) != u64(0)
     return cast("npt.NDArray[np.bool_]", (granted != u64(0)) & (other | more))
+
+
+def word_exceeds(word: int, allowed: int) -> bool:
+    """Do the same as `exceeds` for one word that is not 0."""
+    return bool((word ^ allowed) & ~RIGHTS or word & ~allowed & RIGHTS)

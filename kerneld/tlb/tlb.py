@@ -31,14 +31,15 @@ from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
 from kerneld.hw.scalars import u64
 from kerneld.tlb.debts import Debts
 from kerneld.tlb.host_check import check_host
-from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, pack_record
-from kerneld.tlb.rights import PAGE_BITS, RIGHTS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words
+from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, joined, pack_record
+from kerneld.tlb.rights import PAGE_BITS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words, word_exceeds
 from kerneld.tlb.view import Agent, CheckedView, View
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
 
 if TYPE_CHECKING:
     from kerneld.mm.frames.frames import Pfns
     from kerneld.mm.space.mm import MmStruct
+    from kerneld.task.task import ThreadAdvances
 
 AROUND_PAGES = 16
 """Number of pages around a fault, aligned, that are granted too: as many as Linux's fault-around maps."""
@@ -81,6 +82,8 @@ class Tlb:
         self._filled: tuple[Vaddr, int, int] | None = None
         """The pages that a fault has just mapped, as `update_mmu_cache_range` has told; nothing has changed since."""
         self.orders = 0
+        self.advances: set[ThreadAdvances] = set()
+        """Of the threads that use the memory."""
         mm.notifiers.add_tlb(self)
 
     # Notifications of the address space
@@ -128,6 +131,8 @@ class Tlb:
         Without such a thread nobody waits for the agent: the answer to the last request, which has asked for the end,
         names the drop.
         """
+        for advances in list(self.advances):
+            advances.end()
         agent, self.agent = self.agent, None
         if agent is not None:
             if self._granted and not self.is_quiet:
@@ -148,6 +153,8 @@ class Tlb:
 
     def enter(self, pid: Pid) -> View:
         """Return the view of a thread of process `pid` that begins to use the memory; it is in a request now."""
+        for advances in self.advances:
+            advances.recall()
         view = CheckedView(self, pid) if self._is_checked else View(self)
         self.views.add(view)
         return view
@@ -196,7 +203,7 @@ class Tlb:
     def _collect(self) -> None:
         if self._dirty:
             dirty, self._dirty = self._dirty, []
-            for start, end in dirty if len(dirty) == 1 else _joined(dirty):
+            for start, end in dirty if len(dirty) == 1 else joined(dirty):
                 if end - start == PAGE_SIZE:
                     self._take_exceeding_page(start)
                 else:
@@ -218,7 +225,7 @@ class Tlb:
             self._drops.extend(self._take_exceeding(vaddr, vaddr + PAGE_SIZE))
             return
         allowed = tlb_word(self.mm.frames.ram.words[pte])
-        if _exceeds(word, allowed):
+        if word_exceeds(word, allowed):
             table[index] = 0
             self._dropped.append(word)
             self._drops.append((vaddr, vaddr + PAGE_SIZE))
@@ -252,7 +259,7 @@ class Tlb:
             bad = exceeds(granted[places], self._allowed(base)[places]).tolist()
         elif len(at) <= FEW_PAGES:
             words = self.mm.frames.ram.words
-            bad = [_exceeds(granted.item(place), tlb_word(words[pte + place])) for place in at]
+            bad = [word_exceeds(granted.item(place), tlb_word(words[pte + place])) for place in at]
         else:
             bad = exceeds(granted[places], tlb_words(self.mm.frames.ram.words_np[places + pte])).tolist()
         if any(bad):
@@ -301,6 +308,16 @@ class Tlb:
             # The fault itself has changed the entry, and the grant is what the entry allows now.
             self._dirty.pop()
         return word
+
+    def granted(self, start: Vaddr, count: int) -> npt.NDArray[np.bool_]:
+        """Return for each of some pages of one leaf table whether it is granted."""
+        low = start >> PAGE_SHIFT & 511
+        is_granted: npt.NDArray[np.bool_] = self._table(start)[low : low + count] != u64(0)
+        return is_granted
+
+    def note_taken(self, vaddr: Vaddr, word: int) -> None:
+        """Note that the program has mapped a page by itself, as it may: see `kerneld.tlb.advances`."""
+        self._table(vaddr)[vaddr >> PAGE_SHIFT & 511] = word
 
     def _table(self, address: Vaddr) -> TlbWords:
         table = self._granted.get(address >> PMD_SHIFT)
@@ -375,21 +392,3 @@ class Tlb:
 def _frames_of(words: TlbWords) -> Pfns:
     """Return the frames of some TLB words, in rising order and each once."""
     return distinct(words >> u64(PAGE_SHIFT)).astype(np.int64)
-
-
-def _exceeds(word: int, allowed: int) -> bool:
-    """Do the same as `kerneld.tlb.rights.exceeds` for one word that is not 0."""
-    return bool((word ^ allowed) & ~RIGHTS or word & ~allowed & RIGHTS)
-
-
-def _joined(spans: list[Span]) -> list[Span]:
-    """Return what some spans cover, in order and without overlaps."""
-    spans = sorted(spans)
-    joined = spans[:1]
-    for start, end in spans:
-        last_start, last_end = joined[-1]
-        if start > last_end:
-            joined.append((start, end))
-        elif end > last_end:
-            joined[-1] = last_start, end
-    return joined

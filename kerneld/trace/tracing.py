@@ -100,6 +100,11 @@ class Tracing:
         self._next_handle = 1
         kernel.tracing = self
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a trace."""
+        return bool(self._traces)
+
     def point(self, event: Event) -> Tracepoint:
         """Return an event's tracepoint."""
         return self.points[event.number]

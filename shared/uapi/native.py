@@ -36,3 +36,20 @@ FILE_SYNC_TRUNCATE = 8
 """First argument of file_sync: kerneld is to give the file the size that the offset says, as ftruncate(2)."""
 MMAP_SAME_FILE = 1 << 32
 """In the fd of an mmap without a descriptor: the lower half is the client's number of the file that it mapped last."""
+
+ADVANCES_BYTES = 8192
+"""The memory behind the ring of a native thread (`shared.uapi.ring`), for the pages that it may take by itself:
+docs/abi.md, "Advances"."""
+NR_ADVANCES, ADVANCE_WORDS, ADVANCE_PAGES_MOST = 8, 8, 64
+"""The most advances of a thread, the 64-bit words of each from the start of that memory, and the most pages of each."""
+ADVANCE_START, ADVANCE_PAGES, ADVANCE_RIGHTS, ADVANCE_RECALLED = range(4)
+"""Words that the kernel writes: the address of the first page, or 0; a bit for each page that may be taken; PROT_ bits
+and ADVANCE_COPY; whether no more may be taken."""
+ADVANCE_TAKEN, ADVANCE_BUSY = 4, 5
+"""Words that the client writes: a bit for each page that it has taken; whether it is taking one."""
+ADVANCES_COUNT = NR_ADVANCES * ADVANCE_WORDS
+"""The word in which the client counts the pages that it has taken."""
+ADVANCE_OFFSETS = 512
+"""From this word on the offset of the frame of each page in the RAM's file: 64 for each advance."""
+ADVANCE_COPY = 8
+"""In the rights of an advance: each page has to become a copy of what is mapped there."""

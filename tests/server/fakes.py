@@ -86,6 +86,7 @@ class FakeKernel:
         self.agent = LateAgent()
         self.agents_mm = FakeMm()
         self.tlbs = SimpleNamespace(debts=Debts(cast(Any, self), self.table.mmap_locks.unsettled))
+        self.advances = SimpleNamespace(live=[])
         self.killed: list[FakeProcess] = []
         self.rq = RunQueue()
         self.dying = Dying()

@@ -55,7 +55,7 @@ def check_frames(frames: Frames, walks: list[Walk], mappings: list[AddressSpace]
     cached = _concatenate([_slots(mapping)[1] for mapping in mappings])
     zeros = [] if frames.huge.zero_pfn is None else _huge_range(frames.huge.zero_pfn)
     kept_free = [] if frames.loans is None else frames.loans.kept().tolist()
-    reserved = np.array([0, ZERO_PFN, *zeros, *kept_free])
+    reserved = np.array([0, ZERO_PFN, *zeros, *kept_free, *frames.given.pfns])
     free = frames.buddy.is_free()
     pfns = _frames_with_state(frames, free, (entries, in_tables, cached, reserved))
     mapped, tables, slots, pins = (

@@ -137,8 +137,10 @@ def wp_page_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, source: Pfn) ->
         pfn = copy_of(mm, vma, vaddr, source)
         if vma.vm_flags & VM_LOCKED:
             munlock_folio(mm.frames, source)
-    prot = vma_page_prot(vma) | PTE_MKDIRTY
-    if vma.vm_flags & VM_WRITE:
-        prot |= PTE_RW
-    mm.pages.replace_pte(pte, vaddr, make_pte(pfn, prot), pfn)
+    mm.pages.replace_pte(pte, vaddr, make_pte(pfn, copy_prot(vma)), pfn)
     return 0
+
+
+def copy_prot(vma: Vma) -> int:
+    """Return the bits of an entry for a copy that a write has made (not of a VMA without VM_WRITE: FOLL_FORCE)."""
+    return vma_page_prot(vma) | (PTE_RW | PTE_MKDIRTY if vma.vm_flags & VM_WRITE else PTE_MKDIRTY)

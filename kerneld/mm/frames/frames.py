@@ -31,6 +31,7 @@ from kerneld.hw.processor import Processor
 from kerneld.hw.ram import Ram
 from kerneld.hw.scalars import i32, u32
 from kerneld.mm.frames.buddy import Buddy, OutOfFrames
+from kerneld.mm.frames.given import GivenFrames
 from kerneld.mm.frames.huge_frames import HugeFrames
 from kerneld.mm.frames.kernel_objects import KernelObjects
 from kerneld.mm.frames.loans import Loans
@@ -137,6 +138,8 @@ class Frames:
         """Called with the number of frames before each allocation. Tests make it raise SysError(ENOMEM)."""
         self.loans: Loans | None = None
         """The frames that are lent; None while there are none."""
+        self.given = GivenFrames(self)
+        """The frames that are given in advance."""
         self.huge = HugeFrames(self)
         """The accounts of whole huge pages."""
         self._mappings: WeakValueDictionary[int, object] = WeakValueDictionary()
@@ -240,10 +243,14 @@ class Frames:
             self.ram.clear_page(pfn)
         self.flags_at[pfn] = flags
         self.refcount_at[pfn] = 1
+        self.stamp_one(pfn)
+        return pfn
+
+    def stamp_one(self, pfn: Pfn) -> None:
+        """Put a frame at the head of its LRU list."""
         if self.lru_clock >= LRU_CLOCK_END:
             self._turn_clock_back()
         self.lru_clock = self.lru_at[pfn] = self.lru_clock + 1
-        return pfn
 
     def alloc_pages(self, count: int, flags: int = 0, *, zero: bool = True) -> Pfns:
         """Take `count` single frames as `alloc_page` does: all or none. Raises SysError(ENOMEM)."""

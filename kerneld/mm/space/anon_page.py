@@ -42,3 +42,11 @@ def new_anon_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, zero: bool = True) ->
     frames.mapping_at[pfn] = number
     frames.index_at[pfn] = vma.page_index(vaddr)
     return pfn
+
+
+def use_given_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn) -> None:
+    """Make a frame that was given in advance a page of the VMA's anonymous memory, as `new_anon_page` does."""
+    frames = mm.frames
+    frames.given.use(pfn, anon_flags(vma))
+    frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
+    frames.index_at[pfn] = vma.page_index(vaddr)

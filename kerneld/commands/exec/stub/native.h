@@ -61,6 +61,7 @@ struct thread {
 	int is_sharer;		/* a process of its own in this memory, not a thread */
 	int is_brief;		/* it was made by vfork, and makes few requests: it gets no ring */
 	u64 left_child;		/* the pid of vfork's child, of which kerneld does not know yet that it has left the memory; 0: none */
+	struct advances *advances;	/* behind the ring: pages that it may take by itself; 0: no ring */
 	u64 *ring;		/* memory in which requests go to kerneld while it looks there; 0: none */
 	u64 ring_number;	/* of the last request in it */
 	u32 ring_misses, ring_skip;
@@ -184,6 +185,12 @@ void tlb_apply(struct thread *t, const struct tlb_record *record);
 long tlb_unmap(u64 start, u64 length);
 long tlb_drop(u64 start, u64 length);
 void tlb_drop_all(void);
+int tlb_begin(struct thread *t);
+void tlb_put_taken(struct thread *t, u64 generation, u64 start, long prot, u64 offset);
+void tlb_end(struct thread *t);
+
+/* advance.c */
+int take_advance(struct thread *t, u64 address, u64 err);
 
 /* dump.c */
 enum { DUMP_BEGINS = 1, DUMP_OWNS_MEMORY = 2, DUMP_IS_READY = 3 };	/* process.dump */

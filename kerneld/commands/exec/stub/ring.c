@@ -4,6 +4,8 @@
 
 #define RINGS_START 0x6a3000000000UL
 #define RING_BYTES 0x10000UL
+#define ADVANCES_BYTES (2 * PAGE_BYTES)	/* behind the ring: advance.c */
+#define RING_ROOM (RING_BYTES + ADVANCES_BYTES)
 #define X86_TRAP_GP 13
 #define REQUESTS 256
 #define ANSWERS 0x8000
@@ -20,12 +22,13 @@ enum { REQUEST_NUMBER = 0, REQUEST_BYTES = 1, WATCHED = 8, ANSWER_NUMBER = 16, A
 /* Map the ring of a thread. A fork's child does not get it: it is its parent's. */
 void ring_open(struct thread *t, int fd)
 {
-	u64 number = ((u64)t - AREAS_START) / AREA_BYTES, at = RINGS_START + number * RING_BYTES;
-	if (sys6(NR_mmap, at, RING_BYTES, 3, MAP_SHARED_FIXED, fd, 0) != (long)at)
+	u64 number = ((u64)t - AREAS_START) / AREA_BYTES, at = RINGS_START + number * RING_ROOM;
+	if (sys6(NR_mmap, at, RING_ROOM, 3, MAP_SHARED_FIXED, fd, 0) != (long)at)
 		return;
-	sys3(NR_madvise, at, RING_BYTES, MADV_DONTFORK);
+	sys3(NR_madvise, at, RING_ROOM, MADV_DONTFORK);
 	t->ring_number = t->ring_misses = t->ring_skip = 0;
 	t->ring = (u64 *)at;
+	t->advances = (struct advances *)(at + RING_BYTES);
 }
 
 /* Name the child that is to attach with a token, for those who ask kerneld about it before. */

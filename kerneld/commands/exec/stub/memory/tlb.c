@@ -94,29 +94,48 @@ static long tlb_put(struct thread *t, u64 generation, u64 start, u64 length, lon
 	return call_in_time(t, generation, NR_pkey_mprotect, start, length, prot, key, 0, 0);
 }
 
-static void end_mapping(struct thread *t)
+void tlb_end(struct thread *t)
 {
 	if (__atomic_exchange_n(&t->mapping, 0, __ATOMIC_SEQ_CST) == 2)
 		sys3(NR_futex, &t->mapping, FUTEX_WAKE_PRIVATE, 1);
 }
 
 /* 1 if it may map now; 0 for the thread that dumps core: it has no TLB any more. The others wait then. */
-static int begin_mapping(struct thread *t)
+int tlb_begin(struct thread *t)
 {
 	for (;;) {
 		__atomic_store_n(&t->mapping, 1, __ATOMIC_SEQ_CST);
 		if (!__atomic_load_n(&process.dump, __ATOMIC_SEQ_CST))
 			return 1;
-		end_mapping(t);
+		tlb_end(t);
 		if (!dump_wait(t))
 			return 0;
 	}
 }
 
+/* What the host has said to a mapping. */
+static void tlb_settle(long ret, u64 start, u64 length)
+{
+	if (ret == LATE)
+		/* The access comes again, and is told anew. What the new mapping was to take the place of goes now. */
+		ret = tlb_drop(start, length);
+	if (ret == -ENOMEM)
+		/* More mappings than the host gives a process: as a TLB that is full, it forgets. */
+		tlb_drop_all();
+	else if (ret < 0)
+		die("the host refuses a mapping of RAM");
+}
+
+/* Map a page that the program has taken, between tlb_begin() and tlb_end(). `generation` was read before it was taken. */
+void tlb_put_taken(struct thread *t, u64 generation, u64 start, long prot, u64 offset)
+{
+	tlb_settle(tlb_put(t, generation, start, PAGE_BYTES, prot, 0, offset), start, PAGE_BYTES);
+}
+
 void tlb_apply(struct thread *t, const struct tlb_record *record)
 {
 	const struct tlb_op *op = (const struct tlb_op *)(record + 1);
-	if (!begin_mapping(t))
+	if (!tlb_begin(t))
 		return;
 	for (u32 i = 0; i < record->count; i++, op++) {
 		u64 length = op->length_prot & -PAGE_BYTES;
@@ -126,18 +145,9 @@ void tlb_apply(struct thread *t, const struct tlb_record *record)
 			ret = tlb_drop(op->start, length);
 		else
 			ret = tlb_put(t, record->generation, op->start, length, prot, KEY_OF(op->length_prot), op->offset);
-		if (ret == LATE)
-			/* The access comes again, and is told anew. What the new mapping was to take the place of goes now. */
-			ret = tlb_drop(op->start, length);
-		if (ret == -ENOMEM) {
-			/* More mappings than the host gives a process: as a TLB that is full, it forgets. */
-			tlb_drop_all();
-			continue;
-		}
-		if (ret < 0)
-			die("the host refuses a mapping of RAM");
+		tlb_settle(ret, op->start, length);
 	}
-	end_mapping(t);
+	tlb_end(t);
 }
 
 /* Dropping too much is always right: it comes again when it is needed. */

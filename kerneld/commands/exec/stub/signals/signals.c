@@ -282,6 +282,8 @@ static void on_fault(struct thread *t, struct ucontext *uc, const struct siginfo
 		if (!info.signo)
 			return;
 	} else if (uc->mc.trapno == X86_TRAP_PF) {
+		if (take_advance(t, uc->mc.cr2, uc->mc.err))
+			return;
 		u64 args[6] = {uc->mc.cr2, uc->mc.err & (X86_PF_WRITE | X86_PF_INSTR), in_access ? FAULT_FOR_KERNEL : 0, t->pkru};
 		t->told_pkru = t->pkru;
 		struct answer answer = page_fault(t, args);

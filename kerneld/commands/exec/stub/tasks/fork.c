@@ -23,6 +23,7 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	else
 		sys1(NR_close, t->conn);
 	t->ring = 0;
+	t->advances = 0;
 	t->mapped_fd = -1;
 	process.is_ending = process.has_odd_children = 0;
 	forget_tracees();
@@ -222,6 +223,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->mapping = 0;
 	new->stop_at_exit = new->is_traced_by_exec = 0;
 	new->ring = 0;
+	new->advances = 0;
 	*start = (u64 *)((u64)frame - 64);
 	**start = (u64)frame;
 	new->is_told = __atomic_add_fetch(&last_serial, TELLING + 1, __ATOMIC_SEQ_CST) | (flags & CLONE_VFORK ? TELLS_ITSELF : NOT_TOLD);
