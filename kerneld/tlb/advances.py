@@ -20,7 +20,7 @@ Owns the advances of each thread. Knows no socket. Linux has nothing equal.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,10 +53,13 @@ if TYPE_CHECKING:
 
 FEW_PAGES = 16
 """The number of pages in the first advance of a row; the next of the same row have twice as many, up to 64."""
+FEWEST_PAGES = 2
+"""The fewest pages of an advance: one alone would cost as much as its fault."""
 _MOST_KEPT = 128
 """The most frames that a thread keeps for its next advances."""
 _MOST_THREADS = 32
 """The most threads that have advances: each turn of the loop reads a word of each."""
+_BIT = [1 << number for number in range(ADVANCE_PAGES_MOST)]
 _fence = threading.Lock()
 """To take it orders this thread's earlier stores before its later loads: an atomic instruction does both."""
 
@@ -66,7 +69,7 @@ class _Advance:
 
     __slots__ = ("booked", "end", "is_copy", "number", "pages", "pfns", "rights", "start")
 
-    def __init__(self, number: int, start: Vaddr, pages: int, *, is_copy: bool) -> None:
+    def __init__(self, number: int, start: Vaddr, pages: int, rights: int, *, is_copy: bool) -> None:
         self.number = number
         """Its place in the memory behind the ring."""
         self.start, self.end = start, start + (pages.bit_length() << PAGE_SHIFT)
@@ -74,8 +77,8 @@ class _Advance:
         """`pages`: a bit for each page from `start` on that may be taken. `is_copy`: each becomes a copy of a file's
         page."""
         self.pfns: dict[int, Pfn] = {}
-        """The frame of each page that is not booked, by number."""
-        self.rights = 0
+        """The frame of each page that is not booked, by its number from `start` on."""
+        self.rights = rights
         """The bits of the TLB word of each page."""
         self.booked = 0
         """A bit for each page whose fault is booked."""
@@ -87,6 +90,8 @@ class Advances:
     def __init__(self, words: memoryview, tlb: Tlb, process: Process, all_of_them: AllAdvances) -> None:
         """`words` is that memory, in words of 64 bits. The thread is one of `process` and uses the memory of `tlb`."""
         self._words = words
+        self._offsets = np.frombuffer(words, dtype=np.uint64)[ADVANCE_OFFSETS:].reshape(NR_ADVANCES, ADVANCE_PAGES_MOST)
+        """The offsets of the frames in the RAM's file, a row for each advance."""
         self._tlb = tlb
         self._process = process
         self._all = all_of_them
@@ -126,18 +131,16 @@ class Advances:
         vma = mm.vmas.lookup(address)
         if vma is None:
             return
-        advance = self._find_shared(mm, vma, address) if is_present else self._find_empty(mm, vma, address)
-        # One page alone would cost as much as its fault.
-        if advance is None or not advance.pages & advance.pages - 1:
+        start, numbers = (self._find_shared if is_present else self._find_empty)(mm, vma, address)
+        if len(numbers) < FEWEST_PAGES:
             return
-        advance.rights = self._rights_of(vma)
-        if len(self._kept) < advance.pages.bit_count():
+        if len(self._kept) < len(numbers):
             self._kept += self._given.take()
-        if len(self._kept) >= advance.pages.bit_count():
-            self._give(advance)
+        if len(self._kept) >= len(numbers):
+            self._give(start, numbers, self._rights_of(vma), is_copy=is_present)
 
-    def _find_empty(self, mm: MmStruct, vma: Vma, address: Vaddr) -> _Advance | None:
-        """Return an advance of the empty pages behind the page that a fault has filled; none may be given already."""
+    def _find_empty(self, mm: MmStruct, vma: Vma, address: Vaddr) -> tuple[Vaddr, Sequence[int]]:
+        """Return the empty pages behind the page that a fault has filled: where they begin, and their numbers."""
         start, count = (address >> PAGE_SHIFT) + 1 << PAGE_SHIFT, FEW_PAGES
         for advance in self._live:
             if advance.end == start - PAGE_SIZE:
@@ -147,23 +150,18 @@ class Advances:
         for advance in self._live:
             if start < advance.end and advance.start < start + (count << PAGE_SHIFT):
                 count = max(advance.start - start >> PAGE_SHIFT, 0)
-        count = pages_ahead.find_empty(mm, vma, start, count) if count else 0
-        return _Advance(self._number(), start, (1 << count) - 1, is_copy=False) if count else None
+        return start, range(pages_ahead.find_empty(mm, vma, start, count) if count else 0)
 
-    def _find_shared(self, mm: MmStruct, vma: Vma, address: Vaddr) -> _Advance | None:
-        """Return an advance of the file's pages around an address that the program can read, and has not been given."""
+    def _find_shared(self, mm: MmStruct, vma: Vma, address: Vaddr) -> tuple[Vaddr, Sequence[int]]:
+        """Return the pages of the file around an address that the program can read, and has not been given."""
         start, is_shared = pages_ahead.find_shared(mm, vma, address)
-        if not len(is_shared):
-            return None
-        is_shared &= self._tlb.granted(start, len(is_shared))
-        for advance in self._live:
-            low, high = (max(bound - start >> PAGE_SHIFT, 0) for bound in (advance.start, advance.end))
-            is_shared[low:high] = False
-        pages = int.from_bytes(np.packbits(is_shared, bitorder="little").tobytes(), "little")
-        if not pages:
-            return None
-        low = (pages & -pages).bit_length() - 1
-        return _Advance(self._number(), start + (low << PAGE_SHIFT), pages >> low, is_copy=True)
+        if len(is_shared):
+            is_shared &= self._tlb.granted(start, len(is_shared))
+            for advance in self._live:
+                if advance.start < start + (len(is_shared) << PAGE_SHIFT) and start < advance.end:
+                    low = max(advance.start - start >> PAGE_SHIFT, 0)
+                    is_shared[low : advance.end - start >> PAGE_SHIFT] = False
+        return start, is_shared.nonzero()[0].tolist()
 
     def _rights_of(self, vma: Vma) -> int:
         """Return the bits of the TLB word of a page that a write has brought."""
@@ -176,20 +174,21 @@ class Advances:
         """Return a free place for an advance; the oldest makes room."""
         if len(self._live) == NR_ADVANCES:
             self._recall(self._live[:1])
-        return min(set(range(NR_ADVANCES)).difference(advance.number for advance in self._live))
+        used = {advance.number for advance in self._live}
+        return next(number for number in range(NR_ADVANCES) if number not in used)
 
-    def _give(self, advance: _Advance) -> None:
-        numbers = list(_bits(advance.pages))
-        frames, self._kept = self._kept[: len(numbers)], self._kept[len(numbers) :]
+    def _give(self, start: Vaddr, numbers: Sequence[int], rights: int, *, is_copy: bool) -> None:
+        count = len(numbers)
+        pages = (1 << count) - 1 if isinstance(numbers, range) else sum(map(_BIT.__getitem__, numbers))
+        advance = _Advance(self._number(), start, pages, rights, is_copy=is_copy)
+        frames, self._kept = self._kept[:count], self._kept[count:]
         advance.pfns = dict(zip(numbers, frames, strict=True))
         words, at = self._words, advance.number * ADVANCE_WORDS
-        offsets = ADVANCE_OFFSETS + advance.number * ADVANCE_PAGES_MOST
-        for number, pfn in advance.pfns.items():
-            words[offsets + number] = pfn << PAGE_SHIFT
+        self._offsets[advance.number, numbers] = np.array(frames) << PAGE_SHIFT
         words[at + ADVANCE_TAKEN] = words[at + ADVANCE_RECALLED] = 0
-        words[at + ADVANCE_PAGES] = advance.pages
-        words[at + ADVANCE_RIGHTS] = advance.rights | (ADVANCE_COPY if advance.is_copy else 0)
-        words[at + ADVANCE_START] = advance.start
+        words[at + ADVANCE_PAGES] = pages
+        words[at + ADVANCE_RIGHTS] = rights | (ADVANCE_COPY if is_copy else 0)
+        words[at + ADVANCE_START] = start
         self._live.append(advance)
         self._all.note_live(self)
 
@@ -245,20 +244,21 @@ class Advances:
         taken = self._words[advance.number * ADVANCE_WORDS + ADVANCE_TAKEN] & advance.pages & ~advance.booked
         if not taken:
             return
-        mm, tlb = self._tlb.mm, self._tlb
+        advance.booked |= taken
+        mm = self._tlb.mm
         vma = mm.vmas.lookup(advance.start)
         assert vma is not None
-        advance.booked |= taken
-        for number in _bits(taken):
-            vaddr, pfn = advance.start + (number << PAGE_SHIFT), advance.pfns.pop(number)
-            # The stub has mapped it, or will: so it is granted before the entry says so.
-            tlb.note_taken(vaddr, pfn << PAGE_SHIFT | advance.rights)
-            if not advance.is_copy:
-                pages_ahead.book_empty(mm, vma, vaddr, pfn)
-            elif not pages_ahead.book_copy(mm, vma, vaddr, pfn):
-                mm.notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
-                self._given.put_back([pfn])
-            self._process.min_flt += 1
+        numbers = [number for number in advance.pfns if taken >> number & 1]
+        pfns = [advance.pfns.pop(number) for number in numbers]
+        # The stub has mapped them, or will: so they are granted before the entries say so.
+        self._tlb.note_taken(advance.start, numbers, pfns, advance.rights)
+        self._process.min_flt += len(numbers)
+        if not advance.is_copy:
+            pages_ahead.book_empty(mm, vma, advance.start, numbers, pfns)
+            return
+        for pfn, vaddr in pages_ahead.book_copies(mm, vma, advance.start, numbers, pfns):
+            mm.notifiers.invalidate_range(vaddr, vaddr + PAGE_SIZE)
+            self._given.put_back([pfn])
 
 
 class AllAdvances:
@@ -305,11 +305,3 @@ class AllAdvances:
             reclaim(count)
 
         return reclaiming
-
-
-def _bits(word: int) -> Iterator[int]:
-    """Yield the numbers of the bits that are set, in rising order."""
-    while word:
-        low = word & -word
-        yield low.bit_length() - 1
-        word ^= low

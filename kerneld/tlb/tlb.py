@@ -34,7 +34,7 @@ from kerneld.tlb.host_check import check_host
 from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, joined, pack_record
 from kerneld.tlb.rights import PAGE_BITS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words, word_exceeds
 from kerneld.tlb.view import Agent, CheckedView, View
-from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pid, Vaddr
+from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
 
 if TYPE_CHECKING:
     from kerneld.mm.frames.frames import Pfns
@@ -315,9 +315,12 @@ class Tlb:
         is_granted: npt.NDArray[np.bool_] = self._table(start)[low : low + count] != u64(0)
         return is_granted
 
-    def note_taken(self, vaddr: Vaddr, word: int) -> None:
-        """Note that the program has mapped a page by itself, as it may: see `kerneld.tlb.advances`."""
-        self._table(vaddr)[vaddr >> PAGE_SHIFT & 511] = word
+    def note_taken(self, start: Vaddr, numbers: list[int], pfns: list[Pfn], rights: int) -> None:
+        """Note that the program has mapped pages of one leaf table by itself: see `kerneld.tlb.advances`."""
+        self._table(start)
+        words, low = self._granted_at[start >> PMD_SHIFT], start >> PAGE_SHIFT & 511
+        for number, pfn in zip(numbers, pfns, strict=True):
+            words[low + number] = pfn << PAGE_SHIFT | rights
 
     def _table(self, address: Vaddr) -> TlbWords:
         table = self._granted.get(address >> PMD_SHIFT)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.hw.paging import PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte, pte_pfn
+from kerneld.hw.paging import PTE_MKDIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, make_pte, pte_pfn
 from kerneld.hw.scalars import u64
 from kerneld.mm.fault.cow import copy_prot
-from kerneld.mm.fault.fault import map_anon_page
 from kerneld.mm.frames.frames import PG_ANON
-from kerneld.mm.space.anon_page import use_given_page
-from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.anon_page import use_given_pages
+from kerneld.mm.space.mm import MmStruct, vma_page_prot
+from kerneld.mm.space.pagewalk import Leaf
+from kerneld.mm.space.rss import Rss
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import (
     VM_LOCKED_MASK,
@@ -31,6 +32,8 @@ from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Pfn, Vaddr
 
 MOST_PAGES = 64
 """The most pages that are found at a time."""
+_MANY = 6
+"""From this number of pages on numpy is quicker than a loop."""
 _NEVER = VM_SHARED | VM_MAYSHARE | VM_LOCKED_MASK | VM_UFFD_FLAGS | VM_MERGEABLE | VM_PKEY_MASK
 """Memory whose faults do more, or that others change too."""
 _BITS, _READ_ONLY, _NOTHING = u64(PTE_PRESENT | PTE_RW | PTE_SPECIAL), u64(PTE_PRESENT), u64(0)
@@ -65,22 +68,40 @@ def find_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> tuple[Vaddr, npt.NDArra
     return first, is_shared
 
 
-def book_empty(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn) -> None:
-    """Do what the first write to an empty page does, with a frame that was given for it."""
-    use_given_page(mm, vma, vaddr, pfn)
-    map_anon_page(mm, vma, vaddr, mm.page_table.ensure_pte(vaddr), pfn)
+def book_empty(mm: MmStruct, vma: Vma, start: Vaddr, numbers: list[int], pfns: list[Pfn]) -> None:
+    """Do what the first writes to empty pages do, with the frames that were given for them.
+
+    The pages have these numbers from `start` on, in one leaf table. Source: Linux v6.8
+    mm/memory.c:do_anonymous_page().
+    """
+    use_given_pages(mm, vma, start, numbers, pfns)
+    pte, prot = mm.page_table.ensure_pte(start), vma_page_prot(vma) | PTE_RW | PTE_MKDIRTY
+    if len(numbers) < _MANY:
+        for number, pfn in zip(numbers, pfns, strict=True):
+            mm.pages.set_pte(pte + number, start + (number << PAGE_SHIFT), make_pte(pfn, prot), pfn)
+        return
+    count = numbers[-1] + 1
+    frames, entries = np.array(pfns), np.zeros(count, dtype=np.uint64)
+    entries[numbers] = (frames << PAGE_SHIFT).astype(np.uint64) | np.uint64(prot)
+    mm.pages.set_ptes(Leaf(start, start + (count << PAGE_SHIFT), pte, pte + count), entries, frames, Rss.ANON)
 
 
-def book_copy(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn) -> bool:
-    """Do what the first write to a file's page does, with a frame that has the copy.
+def book_copies(mm: MmStruct, vma: Vma, start: Vaddr, numbers: list[int], pfns: list[Pfn]) -> list[tuple[Pfn, Vaddr]]:
+    """Do what the first writes to a file's pages do, with frames that have the copies.
 
-    Return False, and do nothing, if the file has been truncated meanwhile: the copy would be gone by now.
+    Return the frames and addresses of those beyond the end of a file that has been truncated meanwhile: the copy would
+    be gone by now. A page that has been reclaimed meanwhile has no entry to replace.
+    Source: Linux v6.8 mm/memory.c:wp_page_copy(), do_cow_fault().
     """
     assert vma.file is not None
-    if vma.page_index(vaddr) >= vma.file.mapping.last_index():
-        return False
-    pte = mm.page_table.ensure_pte(vaddr)
-    use_given_page(mm, vma, vaddr, pfn)
-    fill = mm.pages.replace_pte if mm.frames.ram.words[pte] else mm.pages.set_pte
-    fill(pte, vaddr, make_pte(pfn, copy_prot(vma)), pfn)
-    return True
+    last = vma.file.mapping.last_index() - vma.page_index(start)
+    gone = [(pfn, start + (number << PAGE_SHIFT)) for number, pfn in zip(numbers, pfns, strict=True) if number >= last]
+    if gone:
+        pfns = [pfn for number, pfn in zip(numbers, pfns, strict=True) if number < last]
+        numbers = [number for number in numbers if number < last]
+    use_given_pages(mm, vma, start, numbers, pfns)
+    pte, prot, words = mm.page_table.ensure_pte(start), copy_prot(vma), mm.frames.ram.words
+    for number, pfn in zip(numbers, pfns, strict=True):
+        fill = mm.pages.replace_pte if words[pte + number] else mm.pages.set_pte
+        fill(pte + number, start + (number << PAGE_SHIFT), make_pte(pfn, prot), pfn)
+    return gone

@@ -40,7 +40,7 @@ from kerneld.hw.paging import (
     swp_offset,
 )
 from kerneld.mm.fault.around import map_cached, map_pages_around
-from kerneld.mm.fault.cow import copy_of, copy_prot, do_wp_page
+from kerneld.mm.fault.cow import copy_of, do_wp_page
 from kerneld.mm.fault.thp import handle_huge_fault
 from kerneld.mm.fault.userfaultfd import userfault
 from kerneld.mm.fault.vm_fault import VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS
@@ -117,19 +117,15 @@ def do_anonymous_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: boo
 
     Source: Linux v6.8 mm/memory.c:do_anonymous_page().
     """
-    if not write:
-        mm.pages.set_zero_pte(pte, vaddr, make_pte(ZERO_PFN, vma_page_prot(vma) | PTE_SPECIAL))
-        return 0
-    map_anon_page(mm, vma, vaddr, pte, new_anon_page(mm, vma, vaddr))
-    return 0
-
-
-def map_anon_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, pfn: Pfn) -> None:
-    """Fill an empty entry with a new frame of zeros. Source: Linux v6.8 mm/memory.c:do_anonymous_page(), its end."""
     prot = vma_page_prot(vma)
+    if not write:
+        mm.pages.set_zero_pte(pte, vaddr, make_pte(ZERO_PFN, prot | PTE_SPECIAL))
+        return 0
+    pfn = new_anon_page(mm, vma, vaddr)
     if vma.vm_flags & VM_WRITE:
         prot |= PTE_RW | PTE_MKDIRTY
     mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot), pfn)
+    return 0
 
 
 def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int:
@@ -159,7 +155,9 @@ def do_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int, write: bool) -> int
         if vma.vm_flags & VM_LOCKED:
             mlock_folio(mm.frames, source)
         return major
-    mm.pages.set_pte(pte, vaddr, make_pte(pfn := copy_of(mm, vma, vaddr, source), copy_prot(vma)), pfn)
+    pfn = copy_of(mm, vma, vaddr, source)
+    bits = PTE_RW | PTE_MKDIRTY if vma.vm_flags & VM_WRITE else PTE_MKDIRTY
+    mm.pages.set_pte(pte, vaddr, make_pte(pfn, prot | bits), pfn)
     return major
 
 

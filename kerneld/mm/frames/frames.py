@@ -243,14 +243,10 @@ class Frames:
             self.ram.clear_page(pfn)
         self.flags_at[pfn] = flags
         self.refcount_at[pfn] = 1
-        self.stamp_one(pfn)
-        return pfn
-
-    def stamp_one(self, pfn: Pfn) -> None:
-        """Put a frame at the head of its LRU list."""
         if self.lru_clock >= LRU_CLOCK_END:
             self._turn_clock_back()
         self.lru_clock = self.lru_at[pfn] = self.lru_clock + 1
+        return pfn
 
     def alloc_pages(self, count: int, flags: int = 0, *, zero: bool = True) -> Pfns:
         """Take `count` single frames as `alloc_page` does: all or none. Raises SysError(ENOMEM)."""

@@ -17,7 +17,7 @@ from kerneld.mm.frames.buddy import OutOfFrames
 from shared.uapi.page import Pfn
 
 if TYPE_CHECKING:
-    from kerneld.mm.frames.frames import Frames
+    from kerneld.mm.frames.frames import Frames, Pfns
 
 _PLENTY = 2048
 """Frames are given only if so many more are free than the background pass of reclaim wants."""
@@ -48,11 +48,11 @@ class GivenFrames:
         self.pfns.update(range(first, end))
         return list(range(first, end))
 
-    def use(self, pfn: Pfn, flags: int) -> None:
-        """Note that an entry is about to get the frame, with these PG_ flags: as if it had just been allocated."""
-        self.pfns.remove(pfn)
-        self._frames.flags_at[pfn] = flags
-        self._frames.stamp_one(pfn)
+    def use(self, pfns: Pfns, flags: int) -> None:
+        """Note that entries are about to get these frames, with these PG_ flags: as if they had just been allocated."""
+        self.pfns.difference_update(pfns.tolist())
+        self._frames.flags[pfns] = flags
+        self._frames.stamp(pfns)
 
     def put_back(self, pfns: list[Pfn]) -> None:
         """Free frames that nobody has taken."""

@@ -6,6 +6,8 @@ Answers to Linux v6.8 mm/rmap.c:__anon_vma_prepare(), folio_add_new_anon_rmap().
 
 from __future__ import annotations
 
+import numpy as np
+
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UNEVICTABLE
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import anon_vma_prepare
@@ -44,9 +46,12 @@ def new_anon_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, *, zero: bool = True) ->
     return pfn
 
 
-def use_given_page(mm: MmStruct, vma: Vma, vaddr: Vaddr, pfn: Pfn) -> None:
-    """Make a frame that was given in advance a page of the VMA's anonymous memory, as `new_anon_page` does."""
-    frames = mm.frames
-    frames.given.use(pfn, anon_flags(vma))
-    frames.mapping_at[pfn] = prepare_anon_vma(mm, vma)
-    frames.index_at[pfn] = vma.page_index(vaddr)
+def use_given_pages(mm: MmStruct, vma: Vma, start: Vaddr, numbers: list[int], pfns: list[Pfn]) -> None:
+    """Make frames that were given in advance pages of the VMA's anonymous memory, as `new_anon_page` does.
+
+    The pages have these numbers from `start` on.
+    """
+    frames, block = mm.frames, np.array(pfns, dtype=np.int64)
+    frames.given.use(block, anon_flags(vma))
+    frames.mapping[block] = prepare_anon_vma(mm, vma)
+    frames.index[block] = np.array(numbers, dtype=np.uint64) + np.uint64(vma.page_index(start))
