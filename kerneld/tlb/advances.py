@@ -201,9 +201,11 @@ class Advances:
 
     def book(self) -> None:
         """Book the faults of the pages that the thread has taken."""
-        self._counted = self._words[ADVANCES_COUNT]
+        words = self._words
+        self._counted = words[ADVANCES_COUNT]
         for advance in self._live:
-            self._book(advance)
+            if words[advance.number * ADVANCE_WORDS + ADVANCE_TAKEN] != advance.booked:
+                self._book(advance)
 
     def recall(self) -> None:
         """Take everything back that is not taken yet."""
