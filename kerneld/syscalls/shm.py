@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 
@@ -10,7 +11,6 @@ from kerneld.mm.calls.mmap import mmap_steps, wants_populate
 from kerneld.mm.calls.remap_file_pages import held
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.files.file import File
-from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import munmap_steps
 from kerneld.mm.space.vma import Vma
@@ -107,15 +107,16 @@ def sys_shmdt(call: Call) -> int | Answer | Work:
     end = addr + page_align(file.mapping.size_bytes())
     parts = [vma for vma in mm.vmas.overlapping(addr, end) if _is_of_attach(vma, addr) and vma.file is file]
     ranges = [(vma.start, vma.end - vma.start) for vma in parts if vma is first or vma.end <= end]
-    return Work(_detach(call, file.mapping, ranges)).go_on()
+    return Work(_detach(call, file, ranges)).go_on()
 
 
-def _detach(call: Call, mapping: AddressSpace, ranges: list[tuple[Vaddr, int]]) -> Pieces:
+def _detach(call: Call, file: File, ranges: list[tuple[Vaddr, int]]) -> Pieces:
     with call.kernel.table.mmap_locks.write(call.thread):
         for start, length in ranges:
             yield from munmap_steps(call.mm, start, length)
-    for segment in call.kernel.shm:
-        if segment.mapping is mapping:
+    with contextlib.suppress(SysError):  # A removed segment has gone with its last attach.
+        segment = call.kernel.shm.get(file.ino)
+        if segment.mapping is file.mapping:
             segment.dtime, segment.lpid = int(time.time()), call.process.pid
     return 0
 

@@ -17,6 +17,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from kerneld.errors import SysError
@@ -105,6 +106,9 @@ class ShmSegments:
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self._by_index: dict[int, Segment] = {}
+        self._by_key: dict[int, Segment] = {}
+        self._nr_pages = 0
+        """Of all segments, attached or not (Linux: ipc_namespace.shm_tot)."""
         self._seq, self._last_index, self._next_index = 0, -1, 0
         self.ctlmax, self.ctlall, self.ctlmni = SHMMAX, SHMALL, SHMMNI
         """kernel.shmmax: the most bytes of a segment; shmall: the most pages of all; shmmni: the most segments."""
@@ -113,18 +117,16 @@ class ShmSegments:
 
     def __iter__(self) -> Iterator[Segment]:
         """Yield the segments, by index."""
-        self._sweep()
         return iter([self._by_index[index] for index in sorted(self._by_index)])
 
     def mappings(self) -> list[AddressSpace]:
         """Return the caches that live although nobody may map them."""
         return [segment.mapping for segment in self._by_index.values() if not segment.mode & SHM_DEST]
 
-    def _sweep(self) -> None:
-        """Forget the removed segments that nothing maps any more."""
-        gone = [index for index, each in self._by_index.items() if each.mode & SHM_DEST and not each.mapping.i_mmap]
-        for index in gone:
-            del self._by_index[index]
+    def _destroy(self, segment: Segment) -> None:
+        """Forget a removed segment that nothing maps any more. Source: Linux v6.8 ipc/shm.c:shm_destroy()."""
+        del self._by_index[segment.id & _INDEX]
+        self._nr_pages -= segment.nr_pages
 
     def shmget(self, caller: Caller, mm: MmStruct, key: int, size_bytes: int, flags: int) -> int:
         """Return the id of the segment of a key, or of a new one. `mm` is the caller's memory.
@@ -133,10 +135,7 @@ class ShmSegments:
         SysError(ENOSPC) beyond a limit, SysError(EPERM) for huge pages without CAP_IPC_LOCK, SysError(ENOMEM).
         Source: Linux v6.8 ipc/util.c:ipcget(), ipc/shm.c:newseg(), shm_more_checks().
         """
-        self._sweep()
-        found = (
-            None if key == IPC_PRIVATE else next((each for each in self._by_index.values() if each.key == key), None)
-        )
+        found = None if key == IPC_PRIVATE else self._by_key.get(key)
         if found is None:
             if key != IPC_PRIVATE and not flags & IPC_CREAT:
                 raise SysError(errno.ENOENT)
@@ -152,7 +151,7 @@ class ShmSegments:
         pages = size_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT
         if not 1 <= size_bytes <= self.ctlmax:
             raise SysError(errno.EINVAL)
-        if sum(each.nr_pages for each in self._by_index.values()) + pages > self.ctlall:
+        if self._nr_pages + pages > self.ctlall:
             raise SysError(errno.ENOSPC)
         if flags & SHM_HUGETLB:
             # The pool is empty. Source: Linux v6.8 fs/hugetlbfs/inode.c:hugetlb_file_setup().
@@ -167,7 +166,11 @@ class ShmSegments:
         mapping.nr_holds += 1
         mode = flags & _RIGHTS
         segment = Segment(number, key, mapping, size_bytes, caller.uid, caller.gid, mode, caller.pid)
+        mapping.on_evict = partial(self._destroy, segment)
         self._by_index[number & _INDEX] = segment
+        if key != IPC_PRIVATE:
+            self._by_key[key] = segment
+        self._nr_pages += pages
         return segment
 
     def _new_id(self) -> int:
@@ -198,7 +201,6 @@ class ShmSegments:
 
         Source: Linux v6.8 ipc/util.c:ipc_obtain_object_idr().
         """
-        self._sweep()
         segment = self._by_index.get(index & _INDEX)
         if segment is None:
             raise SysError(errno.EINVAL)
@@ -215,7 +217,6 @@ class ShmSegments:
 
     def most_used_index(self) -> int:
         """Return the highest index in use, 0 if there is none (Linux: ipc_get_maxidx())."""
-        self._sweep()
         return max(self._by_index, default=0)
 
     def remove(self, segment: Segment) -> None:
@@ -223,11 +224,12 @@ class ShmSegments:
         if segment.mode & SHM_DEST:
             return
         segment.mode |= SHM_DEST
-        segment.key = IPC_PRIVATE
+        if segment.key != IPC_PRIVATE:
+            del self._by_key[segment.key]
+            segment.key = IPC_PRIVATE
         mapping = segment.mapping
         mapping.nr_holds -= 1
         mapping.evict_unused()
-        self._sweep()
 
 
 def check_rights(segment: Segment, caller: Caller, wanted: int) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from kerneld.errors import SysError
+from kerneld.mm.calls.remap_file_pages import held
 from kerneld.mm.space.mm import MmStruct
 from kerneld.task.capability import ALL_CAPS, CAP_IPC_LOCK, CAP_IPC_OWNER, CAP_SYS_ADMIN
 from kerneld.task.shm import Caller, ShmSegments, check_owner, check_rights, set_locked
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.shm import IPC_CREAT, IPC_PRIVATE, SHM_DEST, SHM_HUGETLB, SHM_LOCKED
 from tests.support.machine import Machine, checked, errno_of
+from tests.support.steps import steps_of
 
 OWNER, MATE, OTHER = Caller(10, 20, 1, 0), Caller(11, 20, 2, 0), Caller(12, 22, 3, 0)
 KEY = 0x1234
@@ -128,3 +130,30 @@ def test_huge_pages_need_a_right_and_find_an_empty_pool(segments: ShmSegments, m
         with pytest.raises(SysError) as raised:
             segments.shmget(caller, mm, IPC_PRIVATE, PAGE_SIZE, SHM_HUGETLB | 0o600)
         assert raised.value.errno == error
+
+
+def test_a_new_segment_takes_as_long_beside_many(segments: ShmSegments, mm: MmStruct) -> None:
+    """As many steps of the interpreter: Linux keeps the sum of all pages, and finds keys by their hash."""
+
+    def make() -> None:
+        segments.shmget(OWNER, mm, IPC_PRIVATE, PAGE_SIZE, 0o600)
+        segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT)
+
+    make()
+    few = steps_of(make)
+    for key in range(500):
+        segments.shmget(OWNER, mm, KEY + key, PAGE_SIZE, IPC_CREAT)
+    assert steps_of(make) <= few + 5
+
+
+def test_a_held_segment_that_is_removed_stays_until_it_is_let_go(segments: ShmSegments, mm: MmStruct) -> None:
+    """An attach goes on in pieces; meanwhile another process removes the segment. Linux: do_shmat(), shm_nattch."""
+    segment = segments.get(segments.shmget(OWNER, mm, KEY, PAGE_SIZE, IPC_CREAT))
+    promised = mm.frames.committed_as
+    with held(segment.mapping):
+        segments.remove(segment)
+        assert list(segments) == [segment]
+        assert mm.frames.committed_as == promised
+        assert errno_of(lambda: segments.shmget(OWNER, mm, KEY, 0, 0)) == errno.ENOENT
+    assert not list(segments)
+    assert mm.frames.committed_as == promised - 1

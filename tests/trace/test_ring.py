@@ -7,10 +7,8 @@ import mmap
 import os
 import random
 import struct
-import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import TYPE_CHECKING
+from functools import partial
 
 import pytest
 
@@ -20,9 +18,7 @@ from shared.trace.reader import Reader
 from shared.trace.record import Lost, Record
 from shared.trace.ring import DATA_HEAD, DATA_SIZE, DATA_TAIL, HEADER_BYTES, LOST_WORD, SLEEPING
 from shared.uapi.page import PAGE_SIZE
-
-if TYPE_CHECKING:
-    from _typeshed import TraceFunction
+from tests.support.steps import steps_of
 
 
 def record(number: int) -> bytes:
@@ -203,20 +199,8 @@ def test_many_records_that_find_no_room_are_counted_without_a_loop(both: Both) -
     steps = []
     for count in (100, 100_000):
         before = both.reader.lost
-        lines = 0
-
-        def count_lines(_frame: FrameType, event: str, _arg: object) -> TraceFunction:
-            nonlocal lines
-            lines += event == "line"
-            return count_lines
-
         chunk = record(1) * count
-        sys.settrace(count_lines)
-        try:
-            both.ring.write([chunk])
-        finally:
-            sys.settrace(None)
-        steps.append(lines)
+        steps.append(steps_of(partial(both.ring.write, [chunk])))
         assert both.reader.lost - before == count
     assert max(steps) < 60
 

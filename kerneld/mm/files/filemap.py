@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,6 +81,8 @@ class AddressSpace:
         """The VMAs that map the inode, each with its address space (Linux: mapping->i_mmap)."""
         self.nr_holds = 0
         """The calls that need it although no VMA may map it meanwhile (Linux: get_file())."""
+        self.on_evict: Callable[[], None] | None = None
+        """Who is told once that nothing maps or holds the inode any more."""
         self.i_mmap_writable = 0
         """The number of shared VMAs that are writable or may become writable (Linux: mapping->i_mmap_writable)."""
         self.host = HostCache(self._lacks)
@@ -332,6 +334,9 @@ class AddressSpace:
         Then nobody can find this object any more: a new open of the file makes another one. Many pages are dropped in
         pieces (`kerneld.mm.space.dying`). Source: Linux v6.8 fs/inode.c: iput_final(), evict().
         """
+        if self.on_evict is not None:
+            on_evict, self.on_evict = self.on_evict, None
+            on_evict()
         self.writeback()
         if self.backing is not None and self.backing.release():
             return

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from array import array
-from types import FrameType
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +12,7 @@ from hypothesis import strategies as st
 
 from kerneld.errors import KernelBug
 from kerneld.mm.frames.buddy import MAX_ORDER, PCP_BATCH, PCP_HIGH, Buddy, OutOfFrames
-
-if TYPE_CHECKING:
-    from _typeshed import TraceFunction
+from tests.support.steps import steps_of
 
 FIRST = 2
 LOW = 1024
@@ -245,19 +241,7 @@ def test_a_long_free_list_is_cleaned_without_a_loop() -> None:
     for length in (10, 1_000_000):
         buddy = Buddy(1 << 21, FIRST)
         buddy._lists[0] = array("q", range(length))
-        count = 0
-
-        def count_lines(_frame: FrameType, event: str, _arg: object) -> TraceFunction:
-            nonlocal count
-            count += event == "line"
-            return count_lines
-
-        sys.settrace(count_lines)
-        try:
-            buddy._compact(0)
-        finally:
-            sys.settrace(None)
-        steps.append(count)
+        steps.append(steps_of(partial(buddy._compact, 0)))
     assert steps[0] == steps[1] < 40
 
 
