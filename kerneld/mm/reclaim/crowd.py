@@ -35,18 +35,21 @@ from kerneld.mm.frames.huge_frames import PG_LARGE
 from kerneld.mm.frames.lru import mlock_folios
 from kerneld.mm.frames.swap_state import add_to_swap
 from kerneld.mm.reclaim.shrink import keep_soft_dirty, reclaim_pages, swap_entries
+from kerneld.mm.space.ksm_state import StableNode
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.rmap import AnonVma
-from kerneld.mm.space.rmap_walk import entries_in
+from kerneld.mm.space.rmap_walk import Mapped, entries_in, entries_of_item
 from kerneld.mm.space.split_folio import split_crowded_folio
 from kerneld.mm.space.truncate import unmap_mapping_in_pieces
 from kerneld.mm.space.vma import Vma
 from kerneld.mm.vm_flags import VM_LOCKED
+from shared.uapi.page import Pfn
 
 CROWD = 64
 """A frame that so many entries map is one of a crowd: the search for a batch finds four times as many."""
 _EVER = PG_ANON | PG_SWAPBACKED
 _NEVER = PG_KSM | PG_LARGE | PG_UNEVICTABLE
+_GOES = PG_SWAPCACHE | PG_UNEVICTABLE
 
 
 class Crowded:
@@ -74,6 +77,8 @@ class Crowded:
         pfns, self.pfns = list(dict.fromkeys(self.pfns)), []
         for group in _anonymous(frames, np.array(pfns, dtype=np.int64)):
             yield from self._unmap_group(group)
+        for pfn in pfns:
+            yield from self._unmap_merged(pfn)
         for pfn in pfns:
             # Meanwhile it may have been freed, and be another page.
             for _ in self._unmap_page(pfn):
@@ -107,6 +112,31 @@ class Crowded:
         is_unused = frames.has(pfns, PG_SWAPCACHE) & ~frames.has(pfns, PG_REFERENCED | PG_UNEVICTABLE)
         yield reclaim_pages(frames, pfns[is_unused])
 
+    def _unmap_merged(self, pfn: Pfn) -> Iterator[int]:
+        """Replace the entries of a merged frame that many pages share by swap entries, and reclaim it if not in use.
+
+        Yields as `unmap` does. Pages that are merged with it meanwhile are not looked at.
+        """
+        frames, batch = self._frames, np.array([pfn])
+        node = frames.find_mapping(pfn)
+        if not isinstance(node, StableNode) or not node.is_current(frames):
+            return
+        if max(len(node.items), int(frames.mapcount[pfn])) < CROWD:
+            return
+        _give_slots(frames, batch)
+        pace = Pace()
+        for item in list(node.items):
+            if pace.is_over():
+                yield 0
+                pace.begin()
+            if not node.is_current(frames) or frames.flags_at[pfn] & _GOES != PG_SWAPCACHE:
+                return
+            if item.head is node:
+                for mapped in entries_of_item(frames, item, 0, pfn):
+                    self._removed += _unmap_entries(frames, batch, mapped)
+        if not frames.flags_at[pfn] & (PG_REFERENCED | PG_UNEVICTABLE):
+            yield reclaim_pages(frames, batch)
+
     def _unmap_page(self, pfn: int) -> Iterator[None]:
         frames = self._frames
         mapping, index = frames.find_mapping(pfn), frames.index_at[pfn]
@@ -134,16 +164,18 @@ def _give_slots(frames: Frames, pfns: Pfns) -> None:
 
 def _unmap_in(frames: Frames, pfns: Pfns, vma: Vma) -> int:
     """Remove the entries of one VMA, and return how many."""
-    found = list(entries_in(frames, pfns, vma))
-    if vma.vm_flags & VM_LOCKED:
-        for mapped in found:
-            mlock_folios(frames, pfns[mapped.at])
+    return sum(_unmap_entries(frames, pfns, mapped) for mapped in list(entries_in(frames, pfns, vma)))
+
+
+def _unmap_entries(frames: Frames, pfns: Pfns, mapped: Mapped) -> int:
+    """Remove entries of one VMA, and return how many: none of a locked VMA, whose frames are locked then."""
+    if mapped.vma.vm_flags & VM_LOCKED:
+        mlock_folios(frames, pfns[mapped.at])
         return 0
-    for mapped in found:
-        entries = frames.ram.words_np[mapped.ptes]
-        frames.set(pfns[mapped.at[(entries & u64(PTE_ACCESSED)) != 0]], PG_REFERENCED)
-        frames.set(pfns[mapped.at[(entries & u64(PTE_DIRTY)) != 0]], PG_DIRTY)
-        swapped = keep_soft_dirty(entries, swap_entries(frames, pfns[mapped.at]))
-        mapped.mm.pages.unmap_frames(mapped.ptes, mapped.vaddrs, swapped)
-        frames.clear(pfns[mapped.at], PG_ANON_EXCLUSIVE)
-    return sum(len(mapped.at) for mapped in found)
+    entries = frames.ram.words_np[mapped.ptes]
+    frames.set(pfns[mapped.at[(entries & u64(PTE_ACCESSED)) != 0]], PG_REFERENCED)
+    frames.set(pfns[mapped.at[(entries & u64(PTE_DIRTY)) != 0]], PG_DIRTY)
+    swapped = keep_soft_dirty(entries, swap_entries(frames, pfns[mapped.at]))
+    mapped.mm.pages.unmap_frames(mapped.ptes, mapped.vaddrs, swapped)
+    frames.clear(pfns[mapped.at], PG_ANON_EXCLUSIVE)
+    return len(mapped.at)

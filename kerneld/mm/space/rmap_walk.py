@@ -25,7 +25,7 @@ from kerneld.hw.paging import PTE_SPECIAL, counted_mask, pte_pfn, pte_present
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_KSM, Frames, Pfns
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
-from kerneld.mm.space.ksm_state import StableNode
+from kerneld.mm.space.ksm_state import RmapItem, StableNode
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import AnonVma
 from kerneld.mm.space.vma import Vma
@@ -70,7 +70,8 @@ def rmap_walk(frames: Frames, pfns: Pfns, patience: Patience | None = None) -> l
     """Return every entry that maps one of these frames; each frame is given once.
 
     The entries of one anonymous frame are in the order of Linux's walk. All entries are of 4 KiB afterwards. With
-    `patience`, entries are missing if it is over, and none is looked for where a crowd of VMAs maps a file's page.
+    `patience`, entries are missing if it is over, and none is looked for where a crowd of VMAs maps a file's page, or
+    of a merged frame that costs more than is left.
     Source: Linux v6.8 mm/rmap.c:rmap_walk_anon(), mm/interval_tree.c.
     """
     mapped = np.flatnonzero(frames.mapcount[pfns] > 0)
@@ -80,7 +81,8 @@ def rmap_walk(frames: Frames, pfns: Pfns, patience: Patience | None = None) -> l
         at = mapped[numbers == number]
         if frames.has_merged and frames.flags_at[pfns[at[0]]] & PG_KSM:
             for one in at.tolist():
-                found += rmap_walk_ksm(frames, number, one, int(pfns[one]))
+                if _affords_merged(frames, number, int(pfns[one]), patience):
+                    found += rmap_walk_ksm(frames, number, one, int(pfns[one]))
             continue
         index = frames.index[pfns[at]].astype(np.int64)
         order = np.argsort(index)
@@ -170,18 +172,39 @@ def rmap_walk_ksm(frames: Frames, number: int, at: int, pfn: Pfn) -> Iterator[Ma
     found: set[int] = set()
     for in_children in (False, True):
         for item in items:
-            assert item.anon_vma is not None
-            for vma in item.anon_vma.overlapping(item.index, item.index + 1):
-                mm = vma.vm_mm
-                if mm is None or not vma.start <= item.address < vma.end or (mm is item.mm) == in_children:
-                    continue
-                pte = mm.page_table.find_pte(item.address)
-                entry = 0 if pte is None else frames.ram.words[pte]
-                if pte is None or pte in found or not _is_counted(entry):
-                    continue
-                if pte_pfn(entry) == pfn:
+            for mapped in entries_of_item(frames, item, at, pfn):
+                pte = int(mapped.ptes[0])
+                if (mapped.mm is item.mm) != in_children and pte not in found:
                     found.add(pte)
-                    yield Mapped(mm, vma, np.array([at]), np.array([item.address]), np.array([pte]))
+                    yield mapped
+
+
+def _affords_merged(frames: Frames, number: int, pfn: Pfn, patience: Patience | None) -> bool:
+    """Return whether the entries of a merged frame may be looked for, and count what that costs."""
+    if patience is None:
+        return True
+    node = frames.find_mapping_number(number)
+    nr_items = len(node.items) if isinstance(node, StableNode) else 0
+    cost = int(frames.mapcount[pfn]) * _COST_OF_ENTRIES + nr_items
+    affords = cost <= patience.left
+    patience.left -= cost if affords else 1
+    return affords
+
+
+def entries_of_item(frames: Frames, item: RmapItem, at: int, pfn: Pfn) -> Iterator[Mapped]:
+    """Yield the entries that map a merged frame for one of its pages: those of its address space, and of children.
+
+    The caller may remove each. Source: Linux v6.8 mm/ksm.c:rmap_walk_ksm().
+    """
+    assert item.anon_vma is not None
+    for vma in item.anon_vma.overlapping(item.index, item.index + 1):
+        mm = vma.vm_mm
+        if mm is None or not vma.start <= item.address < vma.end:
+            continue
+        pte = mm.page_table.find_pte(item.address)
+        entry = 0 if pte is None else frames.ram.words[pte]
+        if pte is not None and _is_counted(entry) and pte_pfn(entry) == pfn:
+            yield Mapped(mm, vma, np.array([at]), np.array([item.address]), np.array([pte]))
 
 
 def _vmas(frames: Frames, number: int, indexes: list[int], patience: Patience | None) -> Iterator[Vma]:
