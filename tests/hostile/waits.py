@@ -52,6 +52,8 @@ CASES = [
 ]  # fmt: skip
 AIM_MS = 50.0
 _NOT_MADE, _NOT_MADE_TEXT = 1, "not made"
+_MADE = b"m"
+_UNIT = "   longest turn in ms: processor (clock)\n"
 _LEFT_BYTES = 32 << 20
 """What a full machine has left: kswapd sleeps, and an allocation of a few MiB wakes it."""
 _RING_BYTES = 16 << 20
@@ -67,6 +69,8 @@ class Measured(NamedTuple):
     end: tuple[int, int]
     seconds: float
     failure: str
+    made_seconds: float = 0.0
+    """How long it took to make the world."""
 
 
 class MeasuredDaemon:
@@ -108,6 +112,8 @@ class How(NamedTuple):
 
     traced: bool
     full: bool
+    seconds: int
+    """After which a call is ended: what is the same again and again has been seen by then."""
 
 
 def play(daemon: MeasuredDaemon, case: Case, scale: Scale, how: How) -> Measured:
@@ -128,13 +134,15 @@ def play(daemon: MeasuredDaemon, case: Case, scale: Scale, how: How) -> Measured
     _, status = os.waitpid(pid, 0)
     daemon.settle()
     after = daemon.board.read()
-    if os.waitstatus_to_exitcode(status) == _NOT_MADE:
+    exit_code = os.waitstatus_to_exitcode(status)
+    if exit_code == _NOT_MADE or not told:
         return Measured((0, 0), (0, 0), 0.0, _NOT_MADE_TEXT)
-    if not told:
-        # The call was its end.
-        return Measured(after, after, 0.0, "")
-    call, seconds, failure = pickle.loads(told)
-    return Measured(call, after, seconds, failure)
+    if told == _MADE:
+        # The call was its end, or was ended.
+        was_cut = exit_code == -signal.SIGALRM
+        return Measured(after, after, how.seconds * was_cut, f"ended after {how.seconds} s" * was_cut)
+    call, seconds, failure, made_seconds = pickle.loads(told.removeprefix(_MADE))
+    return Measured(call, after, seconds, failure, made_seconds)
 
 
 def play_up_to(times: int, daemon: MeasuredDaemon, case: Case, scale: Scale, how: How) -> Measured:
@@ -157,9 +165,9 @@ def _worst(measured: Measured) -> float:
 
 def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, how: How) -> None:
     """Make the world, make the call, tell what it took, and end."""
-    failure = ""
+    failure, started = "", time.monotonic()
     common_file()
-    others = [Helper(daemon.path, case, scale) for _ in range(1, case.nr_processes)]
+    others = [Helper(daemon.path, case, scale, how.seconds) for _ in range(1, case.nr_processes)]
     process = Process.attach(daemon.path)
     world = case.make(process, scale.shared_by(case.nr_processes))
     for other in others:
@@ -167,7 +175,9 @@ def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, how: 
     if how.full:
         fill(daemon.path)
     trace = TraceSession(process, ("*",), [process.pid], _RING_BYTES) if how.traced else None
+    os.write(writing, _MADE)
     daemon.board.clear()
+    signal.alarm(how.seconds)
     begun = time.monotonic()
     for other in others:
         other.go_on()
@@ -178,7 +188,7 @@ def _child(daemon: MeasuredDaemon, case: Case, scale: Scale, writing: int, how: 
     for other in others:
         other.wait()
     process.getpid()  # The turn of the call is over then, and noted.
-    told = pickle.dumps((daemon.board.read(), time.monotonic() - begun, failure))
+    told = pickle.dumps((daemon.board.read(), time.monotonic() - begun, failure, begun - started))
     daemon.board.clear()
     os.write(writing, told)
     if trace is not None:
@@ -216,7 +226,7 @@ _kept: list[socket.socket] = []
 class Helper:
     """Another process that makes the same call at the same time, in a world of its own."""
 
-    def __init__(self, path: str, case: Case, scale: Scale) -> None:
+    def __init__(self, path: str, case: Case, scale: Scale, seconds: int) -> None:
         ours, theirs = socket.socketpair()
         self._pid, self._channel = os.fork(), ours
         if self._pid:
@@ -229,6 +239,7 @@ class Helper:
             world = case.make(process, scale.shared_by(case.nr_processes))
             self.go_on()
             self.wait()
+            signal.alarm(seconds)
             with contextlib.suppress(OSError):
                 case.do(process, world)
             self.go_on()
@@ -270,20 +281,22 @@ def main() -> int:
     parser.add_argument("--traced", action="store_true", help="the process traces itself, every event")
     parser.add_argument("--full", action="store_true", help="another process takes all memory that a world has left")
     parser.add_argument("--times", type=int, default=1, help="how often to play a case that is over the aim [1]")
+    parser.add_argument("--seconds", type=int, default=60, help="after which a call is ended by a signal [60]")
     args = parser.parse_args()
     scale = Scale.of(int(args.ram[:-1]) * _UNITS[args.ram[-1]])
     late = 0
-    print(f"{'call / world':44} {'call':>17} {'its end':>19} {'took':>8}   longest turn in ms: processor (clock)")
+    print(f"{'call / world':44} {'call':>17} {'its end':>19} {'took':>8} {'made in':>8}", end=_UNIT)
     with measured_daemon(args.ram, args.swap, ["--overcommit-memory", "1"]) as daemon:
         for case in CASES:
             if not any(fnmatch.fnmatchcase(case.name, glob) for glob in args.only):
                 continue
-            measured = play_up_to(args.times, daemon, case, scale, How(args.traced, args.full))
+            measured = play_up_to(args.times, daemon, case, scale, How(args.traced, args.full, args.seconds))
             worst = _worst(measured)
             late += worst > AIM_MS or measured.failure == _NOT_MADE_TEXT
             mark = "  <-- over" if worst > AIM_MS else ""
             print(
                 f"{case.name:44} {_in_ms(measured.call)} {_in_ms(measured.end)} {measured.seconds:7.2f}s "
+                f"{measured.made_seconds:7.2f}s "
                 f"{measured.failure}{mark}",
                 flush=True,
             )

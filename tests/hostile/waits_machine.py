@@ -21,6 +21,7 @@ from tests.hostile.waits_worlds import ANON, BASE, READ, RW, Scale, World
 
 _KSM = "sys/kernel/mm/ksm/"
 _WATCHED_SECONDS = 20.0
+_MERGED_SECONDS = 300.0
 _ALL_SHARE = (1 << 31) - 1
 _SETTINGS = {
     "max_page_sharing": 256, "use_zero_pages": 0, "stable_node_chains_prune_millisecs": 2000, "smart_scan": 0,
@@ -86,28 +87,34 @@ def mergeable_huge(p: Process, scale: Scale) -> World:
     return world
 
 
-def merged(p: Process, scale: Scale) -> World:
-    """1 GiB of equal pages, merged: 256 have one frame."""
-    ksm_is(p)
-    world = _equal_pages(p, scale._replace(written_bytes=scale.written_bytes // 4))
-    scan(p, 3, 120.0)
+def _merge(p: Process, scale: Scale) -> World:
+    """Make 65,536 equal pages, and merge them: the first scan notes their contents, the second merges.
+
+    So one frame that serves all is mapped as often as a page of a file is in the other worlds.
+    """
+    world = _equal_pages(p, scale._replace(written_bytes=scale.written_bytes // 16))
+    scan(p, 2, _MERGED_SECONDS)
+    nr_merged = sum(int(p.procread(_KSM + name)) for name in ("pages_shared", "pages_sharing"))
+    assert nr_merged == world.length // PAGE_SIZE
     return world
+
+
+def merged(p: Process, scale: Scale) -> World:
+    """256 MiB of equal pages, merged: 256 have one frame."""
+    ksm_is(p)
+    return _merge(p, scale)
 
 
 def merged_in_pairs(p: Process, scale: Scale) -> World:
     """The same; two have one frame."""
     ksm_is(p, max_page_sharing=2)
-    world = _equal_pages(p, scale._replace(written_bytes=scale.written_bytes // 4))
-    scan(p, 3, 120.0)
-    return world
+    return _merge(p, scale)
 
 
 def merged_into_one(p: Process, scale: Scale) -> World:
     """The same; all have one frame."""
     ksm_is(p, max_page_sharing=_ALL_SHARE)
-    world = _equal_pages(p, scale._replace(written_bytes=scale.written_bytes // 4))
-    scan(p, 3, 120.0)
-    return world
+    return _merge(p, scale)
 
 
 def _set(path: str, value: int) -> Do:

@@ -127,12 +127,13 @@ def _small_calls(p: Process, _world: World) -> None:
 
 
 def _batch_of(nr: Nr, *more: int) -> partial[None]:
-    """One datagram of requests, each about all."""
+    """One datagram of requests, each about all, or of mincore about what a reply has room for."""
 
     def send(p: Process, w: World) -> None:
+        length = min(w.length, 60_000 * PAGE_SIZE) if nr is Nr.MINCORE else w.length
         with p.batch() as batch:
             for _ in range(_MOST_REQUESTS):
-                batch.call(nr, w.start, w.length, *more)
+                batch.call(nr, w.start, length, *more)
 
     return partial(send)
 

@@ -1,7 +1,8 @@
 """The table of docs/waits.md, from what `make waits` has printed: `python -m tests.hostile.waits_table FILE...`.
 
 A line a call; in it each world with the longest turn of the call and of the end of the process behind it, the larger
-one of the two, in ms of the daemon's processor. Of several files that have a case, the last one counts.
+one of the two, in ms of the daemon's processor. Of several files that have a case, the last one counts. A file may
+also have such a table: its cases count like those of a run.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import NamedTuple
 from tests.hostile.waits import AIM_MS
 
 _LINE = re.compile(
-    r"(?P<call>.+) / (?P<world>\S.*?) +(?P<ms>[\d.]+) \( *[\d.]+\) +(?P<end>[\d.]+) \( *[\d.]+\) +[\d.]+s ?"
-    r"(?P<failure>.*)"
+    r"(?P<call>.+) / (?P<world>\S.*?) +(?P<ms>[\d.]+) \( *[\d.]+\) +(?P<end>[\d.]+) \( *[\d.]+\) +[\d.]+s"
+    r"(?: +[\d.]+s)? ?(?P<failure>.*)"
 )
+_TABLE_LINE = re.compile(r"\| (?P<call>.+) \| (?P<cells>\w+.* \**\d.*) \|")
+_CELL = re.compile(r"(?P<world>\w+(?:, \d+ at once)?) \**(?P<ms>\d+)\**(?: \((?P<failure>[^)]*)\))?(?:, |$)")
 _OVER = "  <-- over"
 
 
@@ -32,12 +35,20 @@ class Row(NamedTuple):
 
 
 def read_rows(lines: Iterable[str]) -> list[Row]:
-    """Return the cases in the lines of a run. Other lines do not count."""
-    found = [match for line in lines if (match := _LINE.fullmatch(line.rstrip("\n").removesuffix(_OVER)))]
-    return [
-        Row(one["call"], one["world"], max(float(one["ms"]), float(one["end"])), one["failure"].strip())
-        for one in found
-    ]
+    """Return the cases in the lines of a run, or of a table. Other lines do not count."""
+    return [row for line in lines for row in _rows_of(line.rstrip("\n"))]
+
+
+def _rows_of(line: str) -> list[Row]:
+    if row := _TABLE_LINE.fullmatch(line):
+        return [
+            Row(row["call"], cell["world"], float(cell["ms"]), cell["failure"] or "")
+            for cell in _CELL.finditer(row["cells"])
+        ]
+    one = _LINE.fullmatch(line.removesuffix(_OVER))
+    if one is None:
+        return []
+    return [Row(one["call"], one["world"], max(float(one["ms"]), float(one["end"])), one["failure"].strip())]
 
 
 def table(rows: Iterable[Row]) -> str:
