@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+
 from kerneld.shadowpt.segment import Segment
 from shared.uapi.page import PAGE_SIZE, Vaddr
 from shared.uapi.shadowpt import fault_index
@@ -51,9 +53,8 @@ class FaultTable:
     def empty(self) -> None:
         """Fill the table with zeros."""
         self._begin()
-        for at in range(len(self._words)):
-            if self._words[at]:
-                self._words[at] = 0
+        words = np.frombuffer(self._words, dtype=np.uint64)
+        words[np.flatnonzero(words)] = 0
 
     def publish(self) -> None:
         """End the change."""
