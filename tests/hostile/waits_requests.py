@@ -13,7 +13,7 @@ from shared.uapi.page import PAGE_SIZE, PMD_SIZE
 from shared.uapi.syscalls import Access, Nr
 from tests.hostile import waits_worlds as worlds
 from tests.hostile.waits_cases import Case
-from tests.hostile.waits_crowds import crowd, crowd_of_copies
+from tests.hostile.waits_crowds import crowd
 from tests.hostile.waits_machine import merged, merged_into_one, scan
 from tests.hostile.waits_worlds import ANON, BASE, ELSEWHERE, READ, RW, Scale, World
 
@@ -253,5 +253,5 @@ CASES = [
           ("exit", worlds.end),
       )
       if not (make is vmas_of_files and "mremap" in call)],
-    Case("fork with 16 copies", crowd_of_copies, lambda p, _: p.call(Nr.CLONE)),
+    Case("16 forks", worlds.wide, lambda p, _: [p.call(Nr.CLONE) for _ in range(_COPIES)]),
 ]  # fmt: skip
