@@ -7,8 +7,9 @@ from kerneld.mm.calls import madvise_pages
 from kerneld.mm.fault import collapse, cow, fault, thp
 from kerneld.mm.frames import swap_state
 from kerneld.mm.space import locked_pages, split_folio
+from kerneld.mm.space.pages import Pages
 from kerneld.mm.space.vma_tree import VmaTree
-from kerneld.referee import later_huge, later_mm_ids, later_swap, witnesses_huge, witnesses_swap
+from kerneld.referee import earlier_huge, later_huge, later_mm_ids, later_swap, witnesses_huge, witnesses_swap
 from kerneld.referee.difference import Known, OnTop
 from kerneld.referee.mode import Mode
 
@@ -20,6 +21,19 @@ KNOWN_OF_MODES = (
         "at the first.",
         ((proc_page, "words_of_tails", later_huge.words_of_tails),),
         witness=witnesses_huge.shows_its_state_at_each_frame,
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (0, 0),
+        "624a2c94f5b7 (v6.1), mm/huge_memory.c:__split_huge_pmd_locked()",
+        "If an entry of 2 MiB is split, its small entries are clean, and soft-dirty only if it was. In v6.8 they are "
+        "dirty if it was, and soft-dirty then.",
+        (
+            (Pages, "split_huge_pmd", OnTop(earlier_huge.splits_into_clean_entries)),
+            (split_folio, "split_folio", OnTop(earlier_huge.keeps_dirty_entries)),
+        ),
+        witness=witnesses_huge.splits_into_clean_entries,
+        before=(6, 4),
         mode=Mode.HUGE,
     ),
     Known(

@@ -59,7 +59,7 @@ def split_folio_to_soft_dirty_zero_pages(frames: Frames, pfn: Pfn) -> None:
     """
     soft_dirty = _where(frames, pfn, PTE_SOFT_DIRTY)
     split_folio_to_zero_pages(frames, pfn)
-    for mm, pte, vaddr in _still_present(frames, soft_dirty):
+    for mm, pte, vaddr in still_present(frames, soft_dirty):
         entry = frames.ram.words[pte]
         if entry & PTE_SPECIAL:
             mm.pages.update_pte(pte, vaddr, entry | PTE_SOFT_DIRTY)
@@ -74,7 +74,7 @@ def keeps_soft_dirty(earlier: Callable[[Frames, Pfn], None]) -> Callable[[Frames
     def split_folio(frames: Frames, pfn: Pfn) -> None:
         clean = _where(frames, pfn, 0)
         earlier(frames, pfn)
-        for mm, pte, vaddr in _still_present(frames, clean):
+        for mm, pte, vaddr in still_present(frames, clean):
             mm.pages.update_pte(pte, vaddr, frames.ram.words[pte] & ~PTE_SOFT_DIRTY)
 
     return split_folio
@@ -84,12 +84,12 @@ def _where(frames: Frames, pfn: Pfn, soft_dirty: int) -> list[tuple[MmStruct, Va
     """Return where the entries of a huge page are that have this bit, PTE_SOFT_DIRTY or 0."""
     return [
         (mm, start + (at << PAGE_SHIFT))
-        for mm, start, entries in _mapped(frames, frames.huge.pages_of(pfn & -HPAGE_PMD_NR))
+        for mm, start, entries in where_mapped(frames, frames.huge.pages_of(pfn & -HPAGE_PMD_NR))
         for at in np.flatnonzero((entries & np.uint64(PTE_SOFT_DIRTY)) == np.uint64(soft_dirty)).tolist()
     ]
 
 
-def _still_present(frames: Frames, places: list[tuple[MmStruct, Vaddr]]) -> Iterator[tuple[MmStruct, int, Vaddr]]:
+def still_present(frames: Frames, places: list[tuple[MmStruct, Vaddr]]) -> Iterator[tuple[MmStruct, int, Vaddr]]:
     """Yield the address space, the small entry and the address of each place where a page is present now."""
     for mm, vaddr in places:
         pte = mm.page_table.find_pte(vaddr)
@@ -99,12 +99,12 @@ def _still_present(frames: Frames, places: list[tuple[MmStruct, Vaddr]]) -> Iter
 
 def _users(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr]]:
     """Yield each mapping of frames of a huge page: the address space, and the address of its first page."""
-    for mm, start, entries in _mapped(frames, pfns):
+    for mm, start, entries in where_mapped(frames, pfns):
         if np.isin(pte_pfn(entries[present_mask(entries)]).astype(np.int64), pfns).any():
             yield mm, start
 
 
-def _mapped(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr, Words]]:
+def where_mapped(frames: Frames, pfns: Pfns) -> Iterator[tuple[MmStruct, Vaddr, Words]]:
     """Yield where frames of a huge page may be mapped: the address space, the first address, the entries from there."""
     first = int(pfns[0])
     owner = frames.find_mapping(first)

@@ -67,6 +67,16 @@ def _not_soft_dirty() -> Op:
     return Op(0, "clear_refs", (0,), data=b"4")
 
 
+def splits_into_clean_entries(stage: Stage) -> bool:
+    """A huge page is written, and then not soft-dirty; one of its pages becomes read-only. Is page 5 soft-dirty?"""
+    written = _huge_page(_WRITE)
+    played = stage.play(*written, _not_soft_dirty(), _protect(0, Prot.READ.value))
+    before, after = (
+        state.views[0].pages.get(_PLACE + 5 * P, 0) & PM_SOFT_DIRTY for state in (played[len(written) - 1], played[-1])
+    )
+    return before != 0 and after == 0
+
+
 def stays_locked_when_its_entry_is_split(stage: Stage) -> bool:
     """A page of a locked huge page becomes read-only. Only root sees whether the rest is still locked."""
     played = stage.play(*_huge_page(_WRITE), _lock(), _protect(0, Prot.READ.value))
