@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from kerneld.task.shm import Segment
+from kerneld.fs.seq_file import START, Records
+from kerneld.task.shm import Segment, ShmSegments
 from shared.uapi.page import PAGE_SHIFT
 
 _HEADER = (
@@ -13,9 +12,16 @@ _HEADER = (
 )
 
 
-def show_sysvipc_shm(segments: Iterable[Segment]) -> bytes:
-    """Return one line for each segment, under a line of names."""
-    return (_HEADER + "".join(map(_line, segments))).encode()
+def show_sysvipc_shm(segments: ShmSegments, key: int) -> Records:
+    """Yield a line of names, whose key is START, and one for each segment: its key is its index and one more.
+
+    Source: Linux v6.8 ipc/util.c:sysvipc_proc_next().
+    """
+    if key == START:
+        key = START + 1
+        yield key, _HEADER.encode()
+    for index, segment in segments.from_index(key - 1):
+        yield index + 2, _line(segment).encode()
 
 
 def _line(each: Segment) -> str:

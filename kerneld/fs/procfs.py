@@ -121,13 +121,12 @@ class ProcFs:
     def __init__(self, kernel: KernelView) -> None:
         self._kernel = kernel
         self._seq_files = SeqFiles()
-        self._root: dict[str, Callable[[Process], bytes]] = {
+        texts: dict[str, Callable[[Process], bytes]] = {
             "": lambda reader: "".join(f"{pid}\n" for pid in sorted(self._list())).encode(),
             "meminfo": lambda reader: show_meminfo(kernel.frames, kernel.sysctl),
             "vmstat": lambda reader: show_vmstat(kernel.frames, self._count_faults()),
             "buddyinfo": lambda reader: show_buddyinfo(kernel.frames),
             "swaps": lambda reader: show_swaps(kernel.frames),
-            "sysvipc/shm": lambda reader: show_sysvipc_shm(kernel.shm),
             "kerneld/status": lambda reader: show_kerneld_status(
                 kernel.frames,
                 kernel.files.kept.nr_pages,
@@ -138,6 +137,10 @@ class ProcFs:
             "kerneld/explanation": lambda reader: reader.explanation.encode(),
             "kerneld/tasks": lambda reader: show_tasks(self._list().values(), reader),
             "kerneld/settings": self._show_settings,
+        }
+        self._root: dict[str, Callable[[Process], Show]] = {
+            **{name: functools.partial(_show_text, text) for name, text in texts.items()},
+            "sysvipc/shm": lambda reader: functools.partial(show_sysvipc_shm, kernel.shm),
         }
         self._settings = all_settings(kernel)
         self._frame_words: dict[str, Callable[[Frames, int, int], bytes]] = {
@@ -183,21 +186,21 @@ class ProcFs:
             yield from self._finish_dying()
         show = self._find_show(thread.process, name)
         if show is not None:
-            return (yield from self._seq_files.read(thread, name, one_record(show), offset, length))
+            return (yield from self._seq_files.read(thread, name, show, offset, length))
         if name in self._frame_words:
             if not thread.process.cred.superuser:
                 raise SysError(errno.EACCES)
             return self._frame_words[name](self._kernel.frames, offset, length)
         raise SysError(self._why_missing(names))
 
-    def _find_show(self, reader: Process, name: str) -> Callable[[], bytes] | None:
-        """Return the text of a small file that is no process's, or None. Raises SysError(EACCES)."""
+    def _find_show(self, reader: Process, name: str) -> Show | None:
+        """Return the view of a file that is no process's, or None. Raises SysError(EACCES)."""
         setting = self._settings.get(name)
         if setting is None:
-            return functools.partial(self._root[name], reader) if name in self._root else None
+            return self._root[name](reader) if name in self._root else None
         if not setting.permits(_READ, is_root=reader.cred.superuser):
             raise SysError(errno.EACCES)
-        return setting.show
+        return one_record(setting.show)
 
     def write_in_pieces(self, thread: Thread, path: str, offset: int, data: bytes) -> Stores:
         """Write to the setting at `path`, under /proc, at `offset`. Return how many bytes it has taken.
@@ -326,6 +329,10 @@ class ProcFs:
 
 def _names(path: str) -> list[str]:
     return [name for name in path.split("/") if name not in ("", ".")]
+
+
+def _show_text(render: Callable[[Process], bytes], reader: Process) -> Show:
+    return one_record(functools.partial(render, reader))
 
 
 def _while_it_lives(process: Process, pieces: Generator[None, None, bytes]) -> Generator[None, None, bytes]:

@@ -137,7 +137,7 @@ def sys_shmctl(call: Call) -> int | Answer:
     if command == shm.IPC_INFO:
         return Answer(segments.most_used_index(), _limits(segments))
     if command == shm.SHM_INFO:
-        return Answer(segments.most_used_index(), _usage(list(segments)))
+        return Answer(segments.most_used_index(), _usage(segments))
     if command in (shm.SHM_STAT, shm.SHM_STAT_ANY, shm.IPC_STAT):
         segment = segments.get(number) if command == shm.IPC_STAT else segments.at(number)
         if command != shm.SHM_STAT_ANY:
@@ -177,8 +177,8 @@ def _limits(segments: ShmSegments) -> bytes:
     return shm.SHMINFO.pack(segments.ctlmax, 1, segments.ctlmni, segments.ctlmni, segments.ctlall, 0, 0, 0, 0)
 
 
-def _usage(segments: list[Segment]) -> bytes:
-    total = sum(each.nr_pages for each in segments)
-    resident = sum(len(each.mapping.pages) for each in segments)
-    swapped = sum(len(each.mapping.swapped) for each in segments)
-    return shm.SHM_INFO_TEXT.pack(len(segments), total, resident, swapped, 0, 0)
+def _usage(segments: ShmSegments) -> bytes:
+    mappings = [each.mapping for each in segments]
+    resident = sum(len(mapping.pages) for mapping in mappings)
+    swapped = sum(len(mapping.swapped) for mapping in mappings)
+    return shm.SHM_INFO_TEXT.pack(len(mappings), segments.nr_pages, resident, swapped, 0, 0)

@@ -107,7 +107,7 @@ class ShmSegments:
         self._frames = frames
         self._by_index: dict[int, Segment] = {}
         self._by_key: dict[int, Segment] = {}
-        self._nr_pages = 0
+        self.nr_pages = 0
         """Of all segments, attached or not (Linux: ipc_namespace.shm_tot)."""
         self._seq, self._last_index, self._next_index = 0, -1, 0
         self.ctlmax, self.ctlall, self.ctlmni = SHMMAX, SHMALL, SHMMNI
@@ -119,6 +119,13 @@ class ShmSegments:
         """Yield the segments, by index."""
         return iter([self._by_index[index] for index in sorted(self._by_index)])
 
+    def from_index(self, first: int) -> Iterator[tuple[int, Segment]]:
+        """Yield the segments from an index on, each with its own. Some may go meanwhile."""
+        for index in sorted(index for index in self._by_index if index >= first):
+            segment = self._by_index.get(index)
+            if segment is not None:
+                yield index, segment
+
     def mappings(self) -> list[AddressSpace]:
         """Return the caches that live although nobody may map them."""
         return [segment.mapping for segment in self._by_index.values() if not segment.mode & SHM_DEST]
@@ -126,7 +133,7 @@ class ShmSegments:
     def _destroy(self, segment: Segment) -> None:
         """Forget a removed segment that nothing maps any more. Source: Linux v6.8 ipc/shm.c:shm_destroy()."""
         del self._by_index[segment.id & _INDEX]
-        self._nr_pages -= segment.nr_pages
+        self.nr_pages -= segment.nr_pages
 
     def shmget(self, caller: Caller, mm: MmStruct, key: int, size_bytes: int, flags: int) -> int:
         """Return the id of the segment of a key, or of a new one. `mm` is the caller's memory.
@@ -151,7 +158,7 @@ class ShmSegments:
         pages = size_bytes + PAGE_SIZE - 1 >> PAGE_SHIFT
         if not 1 <= size_bytes <= self.ctlmax:
             raise SysError(errno.EINVAL)
-        if self._nr_pages + pages > self.ctlall:
+        if self.nr_pages + pages > self.ctlall:
             raise SysError(errno.ENOSPC)
         if flags & SHM_HUGETLB:
             # The pool is empty. Source: Linux v6.8 fs/hugetlbfs/inode.c:hugetlb_file_setup().
@@ -170,7 +177,7 @@ class ShmSegments:
         self._by_index[number & _INDEX] = segment
         if key != IPC_PRIVATE:
             self._by_key[key] = segment
-        self._nr_pages += pages
+        self.nr_pages += pages
         return segment
 
     def _new_id(self) -> int:

@@ -51,3 +51,15 @@ def test_an_attach_over_the_last_one_of_a_removed_segment_keeps_its_memory(kerne
     assert call(client, Nr.SHMAT, segment, at, SHM_REMAP).ret == at
     assert call(client, Nr.LOAD, at, 4).data == b"kept"
     assert call(client, Nr.SHMDT, at).ret == 0
+
+
+def test_others_are_served_while_all_segments_are_listed(kernel: Kernel) -> None:
+    """And one that goes between two reads is left out; no line is cut."""
+    client, other = attached(kernel, 1), attached(kernel, 2)
+    numbers = [call(client, Nr.SHMGET, 0, PAGE_SIZE, 0o600).ret for _ in range(300)]
+    (half,), served = finish(begun(client, Nr.PROCREAD, 0, 40_000, data=b"sysvipc/shm"), other)
+    assert served > 1
+    assert call(client, Nr.SHMCTL, numbers[250], IPC_RMID).ret == 0
+    (rest,), _ = finish(begun(client, Nr.PROCREAD, 40_000, 60_000, data=b"sysvipc/shm"), other)
+    listed = [int(line.split()[1]) for line in (half.data + rest.data).splitlines()[1:]]
+    assert listed == numbers[:250] + numbers[251:]
