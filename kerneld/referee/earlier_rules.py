@@ -8,6 +8,7 @@ from typing import Any
 from kerneld.mm.space import unmapped_area
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.vma import Vma
+from kerneld.mm.vm_flags import VM_SEQ_READ
 from kerneld.referee.later_rules import AlignedToPmd
 from shared.uapi.mman import Map
 from shared.uapi.page import PMD_SIZE, Vaddr
@@ -67,3 +68,8 @@ def merges_no_attach(earlier: Callable[..., bool]) -> Callable[..., bool]:
         return not vma.has_close and earlier(vma, *properties)
 
     return mergeable
+
+
+def has_recency(vma: Vma) -> bool:
+    """Source: Linux v6.1 mm/memory.c:zap_pte_range(), mm/rmap.c:folio_referenced_one()."""
+    return not vma.vm_flags & VM_SEQ_READ

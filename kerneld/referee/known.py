@@ -15,14 +15,11 @@ witness with and without the rule.
 
 from __future__ import annotations
 
-from kerneld.fs import proc_maps
-from kerneld.mm import vm_flags
-from kerneld.mm.calls import brk, madvise, madvise_pages, mmap, move_page_tables, mprotect, mremap, userfaultfd
+from kerneld.mm.calls import brk, madvise, madvise_pages, mmap, mremap, userfaultfd
 from kerneld.mm.fault import cow, fault
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.space import dying, munmap, pkeys, truncate, unmapped_area, vma_merge
 from kerneld.referee import (
-    earlier_rules,
     file_systems,
     later_dontunmap,
     later_merge,
@@ -36,71 +33,14 @@ from kerneld.referee import (
     witnesses_userfaultfd,
 )
 from kerneld.referee.difference import Known, OnTop
+from kerneld.referee.known_earlier import KNOWN_OF_EARLIER_KERNELS
 from kerneld.referee.known_hosts import KNOWN_OF_HOSTS
 from kerneld.referee.known_modes import KNOWN_OF_MODES
 from kerneld.syscalls import process, remote
 from kerneld.task import uaccess
-from shared.uapi.mman import Map
 
 KNOWN = (
-    Known(
-        (0, 0),
-        "mm/mprotect.c:mprotect_fixup()",
-        "Memory that mprotect makes read-only still counts as promised memory (Committed_AS), even if it was never "
-        "written.",
-        ((mprotect, "may_unaccount", earlier_rules.keeps_its_account),),
-        witness=witnesses.mprotect_keeps_the_account,
-        before=(6, 7),
-    ),
-    Known(
-        (0, 0),
-        "include/linux/mman.h:calc_vm_flag_bits()",
-        "MAP_STACK has no effect; in v6.8 it means no huge pages.",
-        ((vm_flags, "calc_vm_flag_bits", OnTop(earlier_rules.without_map_stack)),),
-        witness=witnesses.map_stack_means_nothing,
-        before=(6, 7),
-    ),
-    Known(
-        (0, 0),
-        "mm/mmap.c:get_unmapped_area()",
-        "No anonymous mapping is aligned to 2 MiB.",
-        ((unmapped_area, "_aligned_to_pmd", OnTop(earlier_rules.aligns_no_anonymous_memory)),),
-        witness=witnesses.aligns_no_anonymous_memory,
-        before=(6, 7),
-    ),
-    Known(
-        (0, 0),
-        "mm/huge_memory.c:__thp_get_unmapped_area()",
-        "If the search from the top finds an aligned place for a file's mapping of 2 MiB or more, the mapping stays "
-        "there.",
-        ((unmapped_area, "_aligned_to_pmd", OnTop(earlier_rules.aligns_upwards)),),
-        witness=witnesses.aligns_files_upwards,
-        before=(6, 8),
-    ),
-    Known(
-        (0, 0),
-        "fs/proc/task_mmu.c:show_map_vma()",
-        "A mapping that ends at the start of the heap, or begins at its end, is called [heap] in maps.",
-        ((proc_maps, "vma_is_initial_heap", earlier_rules.touches_the_heap),),
-        witness=witnesses.names_what_touches_the_heap,
-        before=(6, 8),
-    ),
-    Known(
-        (0, 0),
-        "af8ca1c14906, mm/mremap.c:try_realign_addr()",
-        "mremap moves no whole page table whose first entries are empty: a table of the old place stays.",
-        ((move_page_tables, "_can_realign", earlier_rules.moves_from_its_start),),
-        witness=witnesses.moves_from_its_start,
-        before=(6, 7),
-    ),
-    Known(
-        (0, 0),
-        "arch/x86/include/uapi/asm/mman.h",
-        "MAP_ABOVE4G is an unknown flag: MAP_SHARED_VALIDATE refuses it.",
-        ((mmap, "_LEGACY_MAP_MASK", mmap._LEGACY_MAP_MASK & ~Map.ABOVE4G.value),),
-        witness=witnesses.knows_no_map_above4g,
-        before=(6, 6),
-    ),
+    *KNOWN_OF_EARLIER_KERNELS,
     Known(
         (6, 9),
         "631426ba1d45",
@@ -123,15 +63,6 @@ KNOWN = (
         ((vma_merge, "may_begin_lower", later_merge.may_begin_lower),),
         applies=lambda facts: facts.has_own_ipc,
         witness=witnesses_segments.merges_with_the_part_above,
-    ),
-    Known(
-        (0, 0),
-        "714965ca8252",
-        "Parts of an attach of System V shared memory never merge again.",
-        ((vma_merge, "_mergeable", OnTop(earlier_rules.merges_no_attach)),),
-        applies=lambda facts: facts.has_own_ipc,
-        witness=witnesses_segments.merges_no_parts,
-        before=(6, 4),
     ),
     Known(
         (6, 16),
