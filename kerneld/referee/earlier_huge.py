@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kerneld.hw.paging import PTE_DIRTY, PTE_SOFT_DIRTY, PTE_SPECIAL, PTRS_PER_TABLE, pte_pfn
+from kerneld.fs.proc_smaps import MemSizeStats
+from kerneld.hw.paging import PTE_DIRTY, PTE_PRESENT, PTE_SOFT_DIRTY, PTE_SPECIAL, PTRS_PER_TABLE, pte_pfn
 from kerneld.hw.ram import WORDS_SHIFT
 from kerneld.hw.scalars import u64
 from kerneld.mm.frames.frames import Frames
 from kerneld.mm.frames.huge_frames import HPAGE_PMD_NR
+from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.pages import Pages
+from kerneld.mm.space.pagewalk import Leaf
 from kerneld.referee.later_huge import still_present, where_mapped
 from shared.uapi.page import PAGE_SHIFT, Pfn, Vaddr
 
@@ -49,3 +52,18 @@ def keeps_dirty_entries(earlier: Callable[[Frames, Pfn], None]) -> Callable[[Fra
             mm.pages.update_pte(pte, vaddr, frames.ram.words[pte] | PTE_DIRTY | PTE_SOFT_DIRTY)
 
     return split_folio
+
+
+def passes_over_what_is_inaccessible(
+    earlier: Callable[[MmStruct, Leaf, MemSizeStats], None],
+) -> Callable[[MmStruct, Leaf, MemSizeStats], None]:
+    """smaps does not count a huge page without rights.
+
+    Source: Linux v6.1 fs/proc/task_mmu.c:smaps_pmd_entry(), mm/huge_memory.c:follow_trans_huge_pmd() (pmd_protnone()).
+    """
+
+    def gather_leaf(mm: MmStruct, leaf: Leaf, stats: MemSizeStats) -> None:
+        if not leaf.huge or int(mm.page_table.walk.page_entries(leaf)[0]) & PTE_PRESENT:
+            earlier(mm, leaf, stats)
+
+    return gather_leaf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kerneld.fs import proc_page, proc_pagemap
+from kerneld.fs import proc_page, proc_pagemap, proc_smaps
 from kerneld.mm.calls import madvise_pages
 from kerneld.mm.fault import collapse, cow, fault, thp
 from kerneld.mm.frames import swap_state
@@ -34,6 +34,15 @@ KNOWN_OF_MODES = (
         ),
         witness=witnesses_huge.splits_into_clean_entries,
         before=(6, 4),
+        mode=Mode.HUGE,
+    ),
+    Known(
+        (0, 0),
+        "8b9c1cc04184",
+        "smaps does not count huge pages that mprotect has taken all rights from.",
+        ((proc_smaps, "_gather_leaf", OnTop(earlier_huge.passes_over_what_is_inaccessible)),),
+        witness=witnesses_huge.counts_nothing_that_is_inaccessible,
+        before=(6, 5),
         mode=Mode.HUGE,
     ),
     Known(

@@ -77,6 +77,12 @@ def splits_into_clean_entries(stage: Stage) -> bool:
     return before != 0 and after == 0
 
 
+def counts_nothing_that_is_inaccessible(stage: Stage) -> bool:
+    """A huge page loses all its rights, and is resident."""
+    played = stage.play(*_huge_page(_WRITE), Op(0, "mprotect", (_AT, PMD_SIZE, 0)))
+    return played.view.totals["rollup Rss"] == 0
+
+
 def stays_locked_when_its_entry_is_split(stage: Stage) -> bool:
     """A page of a locked huge page becomes read-only. Only root sees whether the rest is still locked."""
     played = stage.play(*_huge_page(_WRITE), _lock(), _protect(0, Prot.READ.value))
