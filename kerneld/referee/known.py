@@ -320,5 +320,13 @@ KNOWN = (
         applies=lambda facts: facts.has_userfaultfd,
         witness=witnesses_userfaultfd.prepares_what_is_not_watched,
     ),
+    Known(
+        (6, 12),
+        "mm/userfaultfd.c:userfaultfd_set_ctx()",
+        "A mapping that grows over a part which has got or lost its userfaultfd stays as soft-dirty as it was.",
+        ((userfaultfd, "_modify", later_userfaultfd.modify),),
+        applies=lambda facts: facts.has_userfaultfd,
+        witness=witnesses_userfaultfd.keeps_what_is_soft_dirty,
+    ),
     *KNOWN_OF_MODES,
 )

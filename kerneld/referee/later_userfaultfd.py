@@ -8,8 +8,10 @@ from collections.abc import Callable
 from kerneld.errors import SysError
 from kerneld.mm.space.anon_page import prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.space.userfaultfd import UserfaultfdCtx
 from kerneld.mm.space.vma import Vma
-from kerneld.mm.vm_flags import VM_SHARED
+from kerneld.mm.space.vma_merge import vma_modify
+from kerneld.mm.vm_flags import VM_SHARED, VM_SOFTDIRTY
 from shared.uapi.page import Vaddr
 
 
@@ -39,3 +41,15 @@ def check_source(_mm: MmStruct, start: int, length: int) -> None:
 def lowest_address(_mm: MmStruct) -> Vaddr:
     """Source: Linux v6.18 fs/userfaultfd.c:validate_unaligned_range(), which does not ask for mmap_min_addr."""
     return 0
+
+
+def modify(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr, vm_flags: int, ctx: UserfaultfdCtx | None) -> None:
+    """A neighbour that grows over the part keeps its VM_SOFTDIRTY, or stays without it.
+
+    Source: Linux v6.12 mm/userfaultfd.c:userfaultfd_set_ctx(), which starts from the flags of the VMA as it is then.
+    """
+    before = [(near, near.vm_flags & VM_SOFTDIRTY) for near in mm.vmas.neighbours(vma) if near is not None]
+    merged = vma_modify(mm, vma, start, end, vm_flags, vma.traits._replace(userfaultfd_ctx=ctx))
+    for near, soft_dirty in before:
+        if near is merged:
+            mm.set_vma_flags(merged, merged.vm_flags & ~VM_SOFTDIRTY | soft_dirty)

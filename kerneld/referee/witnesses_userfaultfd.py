@@ -27,6 +27,25 @@ def prepares_what_is_not_watched(stage: Stage) -> bool:
     return bool(played[-1].views[1].pages)
 
 
+def keeps_what_is_soft_dirty(stage: Stage) -> bool:
+    """A page that is not soft-dirty, before one that is, and watched, is watched too: both are one mapping then.
+
+    The second page is mapped without the right to write until it is watched, or it would join the first at once.
+    """
+    second = At(_AT.base, _AT.offset + PAGE_SIZE)
+    anon, rights = (Map.PRIVATE | Map.ANONYMOUS | Map.FIXED).value, (Prot.READ | Prot.WRITE).value
+    played = stage.play(
+        Op(0, "mmap", (_AT, PAGE_SIZE, rights, anon, 0)),
+        Op(0, "clear_refs", (0,), data=b"4"),
+        Op(0, "mmap", (second, PAGE_SIZE, Prot.READ.value, anon, 0)),
+        Op(0, "uffdio_register", (second, PAGE_SIZE, 1)),
+        Op(0, "mprotect", (second, PAGE_SIZE, rights)),
+        Op(0, "uffdio_register", (_AT, PAGE_SIZE, 1)),
+    )
+    watched = [mapping.flags for mapping in played.view.mappings if "um" in mapping.flags]
+    return not played.rets[-1] and len(watched) == 1 and "sd" in watched[0]
+
+
 def copies_from_anywhere(stage: Stage) -> bool:
     """UFFDIO_COPY from an address that is not the user's to one where nothing is mapped: ENOENT, or EINVAL."""
     (played,) = stage.play(Op(0, "uffdio_copy", (_AT, PAGE_SIZE, At(Base.ZERO, 1 << 60), 0)))
