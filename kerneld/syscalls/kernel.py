@@ -315,6 +315,7 @@ class Kernel:
 
     def files_changed(self) -> None:
         """Handle changes of mapped files by other programs: unmap truncated pages, and update the shadow table."""
+        self.advances.recall()
         with self.frames.stalling():
             self.files.take_changes()
         self.shadowpt.flush()

@@ -60,6 +60,7 @@ _MOST_KEPT = 128
 _MOST_THREADS = 32
 """The most threads that have advances: each turn of the loop reads a word of each."""
 _BIT = [1 << number for number in range(ADVANCE_PAGES_MOST)]
+_NO_OFFSETS = np.zeros((0, 0), dtype=np.uint64)
 _fence = threading.Lock()
 """To take it orders this thread's earlier stores before its later loads: an atomic instruction does both."""
 
@@ -116,11 +117,11 @@ class Advances:
             self._in_doubt = []
 
     def on_fault(self, address: Vaddr) -> None:
-        """Note that the thread asks about an address: an advance that has it does not help, and is recalled."""
+        """Note that the thread asks about an address: an advance that gives this page is of no use, and is recalled."""
         self.begin_request()
         for advance in self._live:
             if advance.start <= address < advance.end:
-                if not advance.booked >> (address - advance.start >> PAGE_SHIFT) & 1:
+                if (advance.pages & ~advance.booked) >> (address - advance.start >> PAGE_SHIFT) & 1:
                     self._recall([advance])
                 return
 
@@ -223,8 +224,11 @@ class Advances:
         """End the use of the memory, or of the ring: the thread takes no page any more."""
         self._is_over = True
         self.give_up()
-        self.begin_request()
+        self._tlb.in_doubt += self._in_doubt
+        self._in_doubt = []
         self._tlb.advances.discard(self)
+        # The ring's memory can be unmapped now.
+        self._offsets = _NO_OFFSETS
 
     def _recall(self, advances: list[_Advance]) -> None:
         words = self._words

@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import (
     PTE_ACCESSED,
     PTE_DIRTY,
@@ -24,7 +25,7 @@ from kerneld.hw.paging import (
     PTE_USER,
 )
 from kerneld.hw.scalars import u64
-from shared.uapi.page import PAGE_SIZE
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 
 READ, WRITE, EXEC = 1, 2, 4
 """PROT_READ, PROT_WRITE, PROT_EXEC."""
@@ -105,6 +106,11 @@ def exceeds(granted: TlbWords, allowed: TlbWords) -> npt.NDArray[np.bool_]:
     other = granted & u64(~RIGHTS) != allowed & u64(~RIGHTS)
     more = granted & ~allowed & u64(RIGHTS) != u64(0)
     return cast("npt.NDArray[np.bool_]", (granted != u64(0)) & (other | more))
+
+
+def frames_of(words: TlbWords) -> npt.NDArray[np.int64]:
+    """Return the frames of some TLB words, in rising order and each once."""
+    return distinct(words >> u64(PAGE_SHIFT)).astype(np.int64)
 
 
 def word_exceeds(word: int, allowed: int) -> bool:

@@ -26,18 +26,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kerneld.hw.distinct import distinct
 from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
 from kerneld.hw.scalars import u64
 from kerneld.tlb.debts import Debts
 from kerneld.tlb.host_check import check_host
 from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, joined, pack_record
-from kerneld.tlb.rights import PAGE_BITS, WRITE, TlbWords, exceeds, runs_to_grant, tlb_word, tlb_words, word_exceeds
+from kerneld.tlb.rights import (
+    PAGE_BITS, WRITE, TlbWords, exceeds, frames_of, runs_to_grant, tlb_word, tlb_words, word_exceeds,
+)  # fmt: skip
 from kerneld.tlb.view import Agent, CheckedView, View
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
 
 if TYPE_CHECKING:
-    from kerneld.mm.frames.frames import Pfns
     from kerneld.mm.space.mm import MmStruct
     from kerneld.task.task import ThreadAdvances
 
@@ -84,6 +84,8 @@ class Tlb:
         self.orders = 0
         self.advances: set[ThreadAdvances] = set()
         """Of the threads that use the memory."""
+        self.in_doubt: list[Pfn] = []
+        """Frames that were given to threads which have ended in the middle of taking a page."""
         mm.notifiers.add_tlb(self)
 
     # Notifications of the address space
@@ -133,15 +135,18 @@ class Tlb:
         """
         for advances in list(self.advances):
             advances.end()
+        doubtful, self.in_doubt = sorted(self.in_doubt), []
         agent, self.agent = self.agent, None
         if agent is not None:
             if self._granted and not self.is_quiet:
                 self.orders += 1
                 if not agent.order(pack_record([(0, TASK_SIZE)], [], self.orders)):
                     words = np.concatenate(list(self._granted.values()))
-                    self._debts.owe(agent, self.orders, _frames_of(words[words != 0]), None)
+                    pfns = np.union1d(frames_of(words[words != 0]), np.array(doubtful, dtype=np.int64))
+                    self._debts.owe(agent, self.orders, pfns, None)
             self._debts.end_of(agent, self.mm)
             agent.dismiss()
+        self.mm.frames.given.put_back(doubtful)
         if not self.views:
             self._dirty, self._drops, self._grants = [], [(0, TASK_SIZE)] if self._granted else [], []
         self._granted.clear()
@@ -198,7 +203,7 @@ class Tlb:
         self._grants = []
         self.orders += 1
         if self.agent is not None and not self.agent.order(pack_record(drops, [], self.orders)):
-            self._debts.owe(self.agent, self.orders, _frames_of(np.array(dropped, dtype=np.uint64)), self.mm)
+            self._debts.owe(self.agent, self.orders, frames_of(np.array(dropped, dtype=np.uint64)), self.mm)
 
     def _collect(self) -> None:
         if self._dirty:
@@ -390,8 +395,3 @@ class Tlb:
             for at in np.flatnonzero(exceeds(granted, self._allowed(base))).tolist():
                 wrong.append(f"the TLB grants {granted[at]:#x} at {base + (at << PAGE_SHIFT):#x}")
         return wrong
-
-
-def _frames_of(words: TlbWords) -> Pfns:
-    """Return the frames of some TLB words, in rising order and each once."""
-    return distinct(words >> u64(PAGE_SHIFT)).astype(np.int64)

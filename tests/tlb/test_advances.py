@@ -278,6 +278,27 @@ def test_a_recall_in_the_middle_of_a_copy_loses_nothing(stub: Stub) -> None:
     assert not stub.machine.frames.given.pfns & given or stub.all.live
 
 
+def test_frames_of_a_thread_that_ends_in_the_middle_stay_until_the_memory_ends(stub: Stub) -> None:
+    stub.read(FILE)
+    stub.store(FILE, b"x")
+    given = set(stub.machine.frames.given.pfns)
+    assert not stub.take(FILE + PAGE_SIZE, b"y", when_busy=stub.advances.end)
+    assert stub.machine.frames.given.pfns & given
+    stub.machine.check()
+    stub.tlb.release()
+    assert not stub.machine.frames.given.pfns
+
+
+def test_a_fault_at_another_page_leaves_an_advance(stub: Stub) -> None:
+    """A page of the file that is not mapped yet lies between those that are given."""
+    stub.read(FILE)
+    stub.read(FILE + (32 << PAGE_SHIFT))
+    stub.store(FILE, b"x")
+    stub.read(FILE + (16 << PAGE_SHIFT))
+    assert stub.take(FILE + PAGE_SIZE, b"y")
+    assert stub.take(FILE + (40 << PAGE_SHIFT), b"z")
+
+
 def test_a_page_beyond_a_file_that_was_cut_is_gone(stub: Stub) -> None:
     stub.read(FILE)
     stub.store(FILE, b"x")
