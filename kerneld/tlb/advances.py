@@ -154,14 +154,15 @@ class Advances:
         return start, range(pages_ahead.find_empty(mm, vma, start, count) if count else 0)
 
     def _find_shared(self, mm: MmStruct, vma: Vma, address: Vaddr) -> tuple[Vaddr, Sequence[int]]:
-        """Return the pages of the file around an address that the program can read, and has not been given."""
-        start, is_shared = pages_ahead.find_shared(mm, vma, address)
+        """Return the pages of the file around an address that the program can read; what of them is given is recalled.
+
+        Since then more of them may have come, by reads.
+        """
+        start, end = pages_ahead.window_of(vma, address)
+        self._recall([advance for advance in self._live if advance.start < end and start < advance.end])
+        is_shared = pages_ahead.find_shared(mm, vma, start, end)
         if len(is_shared):
             is_shared &= self._tlb.granted(start, len(is_shared))
-            for advance in self._live:
-                if advance.start < start + (len(is_shared) << PAGE_SHIFT) and start < advance.end:
-                    low = max(advance.start - start >> PAGE_SHIFT, 0)
-                    is_shared[low : advance.end - start >> PAGE_SHIFT] = False
         return start, is_shared.nonzero()[0].tolist()
 
     def _rights_of(self, vma: Vma) -> int:

@@ -31,9 +31,8 @@ from kerneld.hw.scalars import u64
 from kerneld.tlb.debts import Debts
 from kerneld.tlb.host_check import check_host
 from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, joined, pack_record
-from kerneld.tlb.rights import (
-    PAGE_BITS, WRITE, TlbWords, exceeds, frames_of, runs_to_grant, tlb_word, tlb_words, word_exceeds,
-)  # fmt: skip
+from kerneld.tlb.rights import PAGE_BITS, WRITE, TlbWords, exceeds, frames_of, tlb_word, tlb_words, word_exceeds
+from kerneld.tlb.runs import runs_to_grant
 from kerneld.tlb.view import Agent, CheckedView, View
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 from kerneld.hw.paging import PTE_ACCESSED, PTE_DIRTY, PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
-from kerneld.tlb.rights import runs_to_grant, tlb_word
+from kerneld.tlb.rights import tlb_word
+from kerneld.tlb.runs import runs_to_grant
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
 
 READABLE = PTE_PRESENT | PTE_USER | PTE_ACCESSED

@@ -14,6 +14,7 @@ from kerneld.hw.paging import PTE_MKDIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, mak
 from kerneld.hw.scalars import u64
 from kerneld.mm.fault.cow import copy_prot
 from kerneld.mm.frames.frames import PG_ANON
+from kerneld.mm.frames.given import MANY
 from kerneld.mm.space.anon_page import use_given_pages
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pagewalk import Leaf
@@ -32,8 +33,6 @@ from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Pfn, Vaddr
 
 MOST_PAGES = 64
 """The most pages that are found at a time."""
-_MANY = 6
-"""From this number of pages on numpy is quicker than a loop."""
 _NEVER = VM_SHARED | VM_MAYSHARE | VM_LOCKED_MASK | VM_UFFD_FLAGS | VM_MERGEABLE | VM_PKEY_MASK
 """Memory whose faults do more, or that others change too."""
 _BITS, _READ_ONLY, _NOTHING = u64(PTE_PRESENT | PTE_RW | PTE_SPECIAL), u64(PTE_PRESENT), u64(0)
@@ -52,20 +51,24 @@ def find_empty(mm: MmStruct, vma: Vma, vaddr: Vaddr, count: int) -> int:
     return next((number for number, entry in enumerate(words) if entry), len(words))
 
 
-def find_shared(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> tuple[Vaddr, npt.NDArray[np.bool_]]:
-    """Return which pages of a private file mapping around `vaddr` are read-only because they are the file's.
-
-    That is for each page from the first on; no page if there is none.
-    """
+def window_of(vma: Vma, vaddr: Vaddr) -> tuple[Vaddr, Vaddr]:
+    """Return the bounds of the pages around `vaddr` that are looked at together: in one leaf table and in the VMA."""
     first = max(vma.start, vaddr & -(MOST_PAGES << PAGE_SHIFT))
-    end = min(vma.end, (vaddr | (MOST_PAGES << PAGE_SHIFT) - 1) + 1)
-    pte = mm.page_table.find_pte(first)
+    return first, min(vma.end, (vaddr | (MOST_PAGES << PAGE_SHIFT) - 1) + 1)
+
+
+def find_shared(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> npt.NDArray[np.bool_]:
+    """Return which pages of [start, end), in a private file mapping, are read-only because they are the file's.
+
+    That is for each page; nothing at all if there is none.
+    """
+    pte = mm.page_table.find_pte(start)
     if pte is None or vma.file is None or vma.vm_flags & _NEVER or not vma.vm_flags & VM_WRITE:
-        return first, np.zeros(0, dtype=np.bool_)
-    entries = mm.frames.ram.words_np[pte : pte + (end - first >> PAGE_SHIFT)]
-    is_shared = (entries & _BITS) == _READ_ONLY
+        return np.zeros(0, dtype=np.bool_)
+    entries = mm.frames.ram.words_np[pte : pte + (end - start >> PAGE_SHIFT)]
+    is_shared: npt.NDArray[np.bool_] = (entries & _BITS) == _READ_ONLY
     is_shared &= ~mm.frames.has(pte_pfn(np.where(is_shared, entries, _NOTHING)).astype(np.int64), PG_ANON)
-    return first, is_shared
+    return is_shared
 
 
 def book_empty(mm: MmStruct, vma: Vma, start: Vaddr, numbers: list[int], pfns: list[Pfn]) -> None:
@@ -76,7 +79,7 @@ def book_empty(mm: MmStruct, vma: Vma, start: Vaddr, numbers: list[int], pfns: l
     """
     use_given_pages(mm, vma, start, numbers, pfns)
     pte, prot = mm.page_table.ensure_pte(start), vma_page_prot(vma) | PTE_RW | PTE_MKDIRTY
-    if len(numbers) < _MANY:
+    if len(numbers) < MANY:
         for number, pfn in zip(numbers, pfns, strict=True):
             mm.pages.set_pte(pte + number, start + (number << PAGE_SHIFT), make_pte(pfn, prot), pfn)
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UNEVICTABLE
+from kerneld.mm.frames.given import MANY
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import anon_vma_prepare
 from kerneld.mm.space.vma import Vma
@@ -51,7 +52,12 @@ def use_given_pages(mm: MmStruct, vma: Vma, start: Vaddr, numbers: list[int], pf
 
     The pages have these numbers from `start` on.
     """
-    frames, block = mm.frames, np.array(pfns, dtype=np.int64)
-    frames.given.use(block, anon_flags(vma))
-    frames.mapping[block] = prepare_anon_vma(mm, vma)
-    frames.index[block] = np.array(numbers, dtype=np.uint64) + np.uint64(vma.page_index(start))
+    frames, anon_vma, first = mm.frames, prepare_anon_vma(mm, vma), vma.page_index(start)
+    frames.given.use(pfns, anon_flags(vma))
+    if len(pfns) < MANY:
+        for number, pfn in zip(numbers, pfns, strict=True):
+            frames.mapping_at[pfn] = anon_vma
+            frames.index_at[pfn] = first + number
+        return
+    frames.mapping[pfns] = anon_vma
+    frames.index[pfns] = np.array(numbers, dtype=np.uint64) + np.uint64(first)
