@@ -25,7 +25,7 @@ from kerneld.hw.paging import (
     PTE_USER,
 )
 from kerneld.hw.scalars import u64
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE
+from shared.uapi.page import PAGE_SHIFT
 
 READ, WRITE, EXEC = 1, 2, 4
 """PROT_READ, PROT_WRITE, PROT_EXEC."""
