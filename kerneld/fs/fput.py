@@ -1,7 +1,8 @@
 """Closing a file's descriptor, when that may take long: another thread does it, and the event loop goes on.
 
-The last close of a file without a name frees all that it has: 80 ms for each GiB of a memory file. Only the host knows
-which close is the last one, so every close of such a file counts as one if the file is large.
+The last close of a file without a name frees all that it has: 80 ms for each GiB of a memory file, or of pages that the
+host has read of a file on a disk, also where this has holes. Only the host knows which close is the last one, so every
+close of such a file counts as one if the file is large.
 
 Owns the descriptors that wait to be closed. One thread closes them one after the other; it touches no other object of
 the kernel. Answers to Linux v6.8 fs/file_table.c: fput(), and delayed_fput() for a caller that must not wait.
@@ -15,7 +16,7 @@ import threading
 from queue import Queue
 
 LONG_BYTES = 32 << 20
-"""A file without a name that occupies at least this many bytes is closed by the thread."""
+"""A file without a name that has at least this many bytes, or occupies them, is closed by the thread."""
 _BLOCK_BYTES = 512
 
 delayed: Queue[int] = Queue()
@@ -40,7 +41,7 @@ def _takes_long(fd: int) -> bool:
         stat = os.fstat(fd)
     except OSError:
         return False
-    return stat.st_nlink == 0 and stat.st_blocks * _BLOCK_BYTES >= LONG_BYTES
+    return stat.st_nlink == 0 and max(stat.st_size, stat.st_blocks * _BLOCK_BYTES) >= LONG_BYTES
 
 
 def _has_closer() -> bool:

@@ -49,6 +49,16 @@ def test_another_thread_closes_a_large_file_without_a_name(closers: dict[int, in
     assert not is_open(fd)
 
 
+def test_holes_count_too(closers: dict[int, int]) -> None:
+    """What was read of a hole is in the host's cache, and occupies no block."""
+    fd = os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.ftruncate(fd, SIZE)
+    assert os.pread(fd, SIZE, 0) == bytes(SIZE)
+    fput(fd)
+    delayed.join()
+    assert closers[fd] != threading.get_ident()
+
+
 def test_a_small_file_and_one_with_a_name_are_closed_at_once(closers: dict[int, int], tmp_path: Path) -> None:
     named = os.open(tmp_path / "named", os.O_RDWR | os.O_CREAT)
     os.posix_fallocate(named, 0, SIZE)
