@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from tests.hostile.waits import CASES, PROMISE_MS
 from tests.hostile.waits_table import Row, read_rows, table
+from tests.support.client import ROOT
 
 LINES = """call / world                                     call             its end     took  made in   longest turn
 munmap / wide                                   18.1 (   18.2)    28.4 (   29.2)    2.14s   14.02s
@@ -36,3 +38,10 @@ def test_a_table_may_be_read_again() -> None:
         ("mremap by GiB", "wide", "No such process"),
     ]
     assert [row.ms for row in again] == [28, 52, 8]
+
+
+def test_the_page_has_every_case_and_none_is_over_the_promise() -> None:
+    rows = read_rows((ROOT / "docs/waits.md").read_text().splitlines())
+    names = [f"{row.call} / {row.world}" for row in rows]
+    assert sorted(names) == sorted(case.name for case in CASES)
+    assert [row for row in rows if row.ms > PROMISE_MS or "not made" in row.failure] == []

@@ -50,7 +50,7 @@ CASES = [
     *waits_calls.CASES, *waits_ranges.CASES, *waits_machine.CASES, *waits_crowds.CASES, *waits_requests.CASES,
     *waits_newer.CASES, *waits_traces.CASES,
 ]  # fmt: skip
-AIM_MS = 50.0
+AIM_MS, PROMISE_MS = 50.0, 100.0
 _NOT_MADE, _NOT_MADE_TEXT = 1, "not made"
 _MADE = b"m"
 _UNIT = "   longest turn in ms: processor (clock)\n"
