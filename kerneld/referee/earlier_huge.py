@@ -54,6 +54,11 @@ def keeps_dirty_entries(earlier: Callable[[Frames, Pfn], None]) -> Callable[[Fra
     return split_folio
 
 
+def sharers_of_the_page(frames: Frames, pfn: Pfn) -> int:
+    """Source: Linux v6.1 mm/madvise.c:madvise_cold_or_pageout_pte_range(): page_mapcount()."""
+    return frames.mapcount_at[pfn]
+
+
 def passes_over_what_is_inaccessible(
     earlier: Callable[[MmStruct, Leaf, MemSizeStats], None],
 ) -> Callable[[MmStruct, Leaf, MemSizeStats], None]:

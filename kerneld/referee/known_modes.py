@@ -79,6 +79,15 @@ KNOWN_OF_MODES = (
         mode=Mode.HUGE,
     ),
     Known(
+        (0, 0),
+        "mm/madvise.c:madvise_cold_or_pageout_pte_range(), madvise_free_pte_range()",
+        "Advice for small entries of a huge page asks each page whether it is shared. In v6.8 the first page decides.",
+        ((split_folio, "estimated_sharers", earlier_huge.sharers_of_the_page),),
+        witness=witnesses_huge.asks_the_page_whether_it_is_shared,
+        before=(6, 6),
+        mode=Mode.HUGE,
+    ),
+    Known(
         (6, 10),
         "include/linux/mm.h:folio_likely_mapped_shared(), and mm/madvise.c (v6.9 and v6.10)",
         "A huge page counts as shared if it has a mapping of 2 MiB and another, or more mappings than pages. Else its "

@@ -129,15 +129,25 @@ def writes_make_the_huge_zero_page_huge(stage: Stage) -> bool:
     return bool(played.view.pages.get(_PLACE + P, 0) & PM_MMAP_EXCLUSIVE)
 
 
+def asks_the_page_whether_it_is_shared(stage: Stage) -> bool:
+    """The child advises a page that both map: the huge page stays whole. Its parent, which maps it whole, splits it."""
+    return _stays_whole(stage, 1) and not _stays_whole(stage, 0)
+
+
 def asks_all_mappings_whether_it_is_shared(stage: Stage) -> bool:
-    """The child has a copy of the first page, and advises another page: the parent's huge page is split, or stays
-    whole. After the child's end, writes to many of its pages take a fault at each page, or one fault (and a few more
-    on a processor that has cached entries before).
+    """The parent advises a page, and the huge page stays whole: the child maps other pages than the first."""
+    return _stays_whole(stage, 0)
+
+
+def _stays_whole(stage: Stage, who: int) -> bool:
+    """The child has a copy of the first page. One of the two advises another page: the huge page is split, or stays
+    whole. After the child's end, its parent's writes to many of its pages take a fault at each page, or one fault (and
+    a few more on a processor that has cached entries before).
     """
     store = Op(1, "store", (_AT, 1), data=b"\xf8")
     many = Op(0, "touch", (_page(100), _MANY * P, _WRITE))
     played = stage.play(
-        *_huge_page(_WRITE), Op(0, "fork", (1,)), store, _advise(5, 1, Madv.COLD, 1), Op(1, "exit"), many
+        *_huge_page(_WRITE), Op(0, "fork", (1,)), store, _advise(5, 1, Madv.COLD, who), Op(1, "exit"), many
     )
     faults = played[-1].outcome.min_flt
     return faults is not None and 0 < faults < _MANY
