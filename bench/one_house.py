@@ -9,6 +9,7 @@ library runs when the answer is there as soon as it looks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -17,7 +18,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -39,10 +40,12 @@ from kerneld.syscalls.dispatch import run
 from kerneld.syscalls.kernel import Kernel, KernelConfig
 from kerneld.syscalls.table import HANDLERS
 from shared.client import Process
+from shared.client.realmem import map_anonymous
 from shared.spin import Spin
 from shared.uapi.mman import Madv, Map, Prot
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.ring import ANSWER_BYTES, ANSWER_NUMBER, REQUEST_BYTES, REQUEST_NUMBER
+from shared.uapi.shadowpt import table_bytes
 from shared.uapi.syscalls import Nr
 from shared.wire import pack_request
 
@@ -137,6 +140,21 @@ class House:
         self.call(Nr.MADVISE, address, PAGES * PAGE_SIZE, Madv.NOHUGEPAGE)
         yield from range(address, address + PAGES * PAGE_SIZE, PAGE_SIZE)
 
+    @functools.cached_property
+    def shown_pages(self) -> Iterator[int]:
+        """Yield addresses of pages that nobody has touched, and that a shadow page table shows. It is opened here."""
+        start = self.call(Nr.MMAP, 0, PAGES * PAGE_SIZE, RW, ANONYMOUS)
+        self.call(Nr.MADVISE, start, PAGES * PAGE_SIZE, Madv.NOHUGEPAGE)
+        end = start + PAGES * PAGE_SIZE
+
+        def opened() -> Process:
+            self.process.shadowpt_open(self.process.pid, start, end, map_anonymous(table_bytes(start, end)))
+            self.process.shadowpt_start()
+            return self.process
+
+        self.beside(opened)
+        return iter(range(start, end, PAGE_SIZE))
+
     def _pages_for_mmap(self) -> int:
         """Return where the next page is mapped."""
         # Its neighbour must be no mapping of the same kind, with which it would merge.
@@ -164,9 +182,17 @@ def getpid(house: House) -> list[Request]:
 
 def store(house: House) -> list[Request]:
     """A store of eight bytes to a fresh page: a fault."""
-    page = next(house.pages)
+    return _store(house, next(house.pages))
+
+
+def _store(house: House, page: int) -> list[Request]:
     client = partial(house.process.mem.store_u64, page, 1)
     return [Request(Nr.STORE.value, (page, 8, 0, 0, 0, 0), bytes(8), client, 8)]
+
+
+def shown(house: House) -> list[Request]:
+    """The same, of a page that a shadow page table shows: with the reply, the inspector sees it."""
+    return _store(house, next(house.shown_pages))
 
 
 def pair(house: House) -> list[Request]:
@@ -181,7 +207,9 @@ def pair(house: House) -> list[Request]:
 
 
 Kind = Callable[[House], list[Request]]
-KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (getpid, store, pair)}
+KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (getpid, store, pair, shown)}
+TOGETHER = [["getpid", "store", "pair"], ["shown"]]
+"""The kinds that are counted in one house: a shadow page table makes other stores dearer too."""
 Pieces = tuple[Callable[[], object], Callable[[], object]]
 """What is counted, and what has to be done after it."""
 
@@ -332,11 +360,11 @@ def measure(house: House, counter: Counter, level: Level, kind: Kind, times: int
     counter.end(f"{kind.__name__}_{level.__name__}")
 
 
-def measure_all(house: House, counter: Counter, levels: list[Level], times: int) -> None:
-    """Have the counter count these levels of all kinds."""
+def measure_all(house: House, counter: Counter, levels: list[Level], times: int, kinds: Iterable[str] = KINDS) -> None:
+    """Have the counter count these levels of the kinds."""
     for level in levels:
-        for kind in KINDS.values():
-            measure(house, counter, level, kind, times)
+        for kind in kinds:
+            measure(house, counter, level, KINDS[kind], times)
 
 
 def main(arguments: list[str]) -> None:
@@ -344,7 +372,12 @@ def main(arguments: list[str]) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     stop_clock()
     stand_in()
-    times = int(arguments[1])
+    for kinds in TOGETHER:
+        count(arguments[0], int(arguments[1]), kinds)
+
+
+def count(name: str, times: int, kinds: list[str]) -> None:
+    """Have the counter of this name count all levels of some kinds, in a house of their own."""
     with (
         tempfile.TemporaryDirectory(prefix="kerneld-bench-") as directory,
         contextlib.closing(House(directory)) as house,
@@ -352,14 +385,15 @@ def main(arguments: list[str]) -> None:
         for levels in (BY_SOCKET, BY_RING):
             if levels is BY_RING:
                 house.open_ring()
-            measure_all(house, Pausing(), levels, times)
+            measure_all(house, Pausing(), levels, times, kinds)
             gc.collect()
             gc.freeze()
             gc.disable()
-            meter = counter(arguments[0])
+            meter = counter(name)
             # Once in vain: it looks up its own functions at the first call.
             measure(house, meter, by_pause, getpid, 1)
-            measure_all(house, meter, levels, times)
+            measure_all(house, meter, levels, times, kinds)
+            gc.enable()
 
 
 if __name__ == "__main__":

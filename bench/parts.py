@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from bench.counted_programs import Kind, Requests, count_programs
 from bench.counting import TIMES, Counted, Counts, find_totals, run_counted
 from bench.machine import ROOT
+from bench.one_house import KINDS
 from bench.report import RESULTS
 from bench.small_calls import CASES
 from shared.interrupts import ending_by_signals
@@ -239,7 +240,7 @@ def write(counted: Counted) -> None:
     kept = {
         "machine": counted.machine,
         "counter": counted.counter,
-        "round_trips": {kind: round_trip(levels, kind) for kind in ("getpid", "store", "pair")},
+        "round_trips": {kind: round_trip(levels, kind) for kind in KINDS},
         "handlers": {call: handler_of(counted.calls[call], found)._asdict() for call, found in functions.items()},
         "programs": [program._asdict() for program in count_programs(counted.counter)],
         "missed": list(missed(json.loads((RESULTS / "latest.json").read_text(encoding="utf-8")))),
