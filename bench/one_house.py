@@ -252,7 +252,8 @@ def _call_of(house: House, request: Request) -> Call:
 
 def by_handler(house: House, counter: Counter, request: Request) -> Pieces:
     """The handler alone."""
-    return partial(HANDLERS[request.nr], _call_of(house, request)), _nothing
+    # What the table has to show is no part of the next that is counted.
+    return partial(HANDLERS[request.nr], _call_of(house, request)), house.kernel.shadowpt.flush
 
 
 def by_dispatch(house: House, counter: Counter, request: Request) -> Pieces:
