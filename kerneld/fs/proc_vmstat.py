@@ -103,7 +103,7 @@ def _count_part(frames: Frames, part: slice) -> list[int]:
         flags & PG_TABLE,
         flags & PG_SWAPCACHE,
     )
-    return [*map(int, map(np.count_nonzero, kinds)), *lru_sizes_of(flags)]
+    return [*map(int, map(np.count_nonzero, kinds)), *lru_sizes_of([flags])]
 
 
 def si_mem_available(counts: PageCounts, frames: Frames) -> int:

@@ -37,6 +37,7 @@ _KERNEL, _TRACER = "kerneld.", "kerneld.trace."
 _FEWEST_A_WRITE = 256
 """The number of records that are written before the end of a request: a request may call any number of functions."""
 _NAME_BYTES = 63
+_MOST_UNWANTED = 4096
 _LOOKED_AT_ONCE = 64
 """Functions that are looked for in a piece: some 4 ms."""
 
@@ -84,6 +85,10 @@ class _Graph:
             begun = monotonic_ns()
         self._stack.append((frame, name, begun))
 
+    def wants(self, code: CodeType) -> bool:
+        """Return whether a function that has been entered may ever be told."""
+        return self._names[code] is not None
+
     def leave(self, frame: FrameType) -> None:
         """Note the end of a function, also by an exception. A function whose begin was not seen is ignored."""
         stack = self._stack
@@ -119,6 +124,8 @@ class FunctionTracer:
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
         self._graphs: list[_Graph] = []
+        self._unwanted: set[CodeType] = set()
+        """Functions that no trace wants: those of libraries, which the kernel calls most."""
         self._former: Any = None
 
     @property
@@ -133,6 +140,7 @@ class FunctionTracer:
         if not self._graphs:
             self._former = sys.getprofile()
             sys.setprofile(self._hook)
+        self._unwanted.clear()
         self._graphs.append(_Graph(trace, self._tracing, functions, graph_functions))
         Pace.slow_down(len(self._graphs))
 
@@ -157,9 +165,14 @@ class FunctionTracer:
 
     def _hook(self, frame: FrameType, event: str, _arg: Any) -> None:
         # The interpreter calls no hook while this runs. So the functions called here are not traced.
+        code = frame.f_code
+        if code in self._unwanted:
+            return
         if event == "call":
             for graph in self._graphs:
                 graph.enter(frame)
+            if not any(graph.wants(code) for graph in self._graphs) and len(self._unwanted) < _MOST_UNWANTED:
+                self._unwanted.add(code)
         elif event == "return":
             for graph in self._graphs:
                 graph.leave(frame)

@@ -16,7 +16,7 @@ import pytest
 from kerneld.hw.paging import PF_WRITE
 from kerneld.mm.fault.populate import populate_in_pieces
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
-from kerneld.mm.reclaim import vmscan
+from kerneld.mm.reclaim import scan_control, vmscan
 from kerneld.mm.space import dying, pace
 from kerneld.mm.space.wait import Wait
 from kerneld.server.batch import Batch
@@ -40,7 +40,7 @@ MOST_SCANNED = 256
 def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces that are over at once, and a bound that this small machine can reach."""
     monkeypatch.setattr(pace, "_PIECE_SECONDS", 0.0)
-    monkeypatch.setattr(vmscan, "_MOST_SCANNED", MOST_SCANNED)
+    monkeypatch.setattr(scan_control, "MOST_SCANNED", MOST_SCANNED)
 
 
 @pytest.fixture(params=["file", "swap"])

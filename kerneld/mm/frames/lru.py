@@ -13,6 +13,7 @@ Invariant: an anonymous or cached frame has PG_LRU, and not both PG_ACTIVE and P
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 import numpy as np
@@ -61,18 +62,26 @@ _FLAGS_OF = {
     LruList.INACTIVE_FILE: PG_LRU,
     LruList.ACTIVE_FILE: PG_LRU | PG_ACTIVE,
 }
+_WANTED = list(_FLAGS_OF.values())
 
 
 def lru_sizes(frames: Frames) -> list[int]:
     """Return the number of frames on each `LruList`; the last number is for unevictable frames."""
-    return [sum(sizes) for sizes in zip(*(lru_sizes_of(frames.flags[part]) for part in frames.parts()), strict=True)]
+    return lru_sizes_of(map(frames.flags.__getitem__, frames.parts()))
 
 
-def lru_sizes_of(flags: npt.NDArray[np.uint32]) -> list[int]:
-    """Do the same for frames with these flags."""
-    places = flags & _PLACE
-    sizes = [int(np.count_nonzero(places == flags)) for flags in _FLAGS_OF.values()]
-    return [*sizes, int(np.count_nonzero(places & PG_UNEVICTABLE))]
+def lru_sizes_of(parts: Iterable[npt.NDArray[np.uint32]]) -> list[int]:
+    """Do the same for the frames with the flags in these parts.
+
+    No function of ours runs for each part: it may be traced.
+    """
+    sizes = [0] * (len(LruList) + 1)
+    for flags in parts:
+        places = flags & _PLACE
+        for kind, wanted in enumerate(_WANTED):
+            sizes[kind] += int(np.count_nonzero(places == wanted))
+        sizes[-1] += int(np.count_nonzero(places & PG_UNEVICTABLE))
+    return sizes
 
 
 def recent_lru_sizes(frames: Frames) -> list[int]:
@@ -127,7 +136,7 @@ class Lists:
 
     def _refill(self, kind: LruList) -> bool:
         frames, limit = self._frames, self._find_limit(kind)
-        queue = np.concatenate([self._find_old(kind, part, limit) for part in frames.parts()])
+        queue = np.concatenate(self._find_old(kind, limit))
         stamps = frames.lru[queue]
         if len(queue) > 2 * _MOST_QUEUED:
             # The sample was far off.
@@ -137,15 +146,21 @@ class Lists:
         self._queues[kind], self._stamps[kind] = queue[order], stamps[order]
         return len(queue) > 0
 
-    def _find_old(self, kind: LruList, part: slice, limit: int) -> Pfns:
-        """Return the frames of a part of memory that are on a list, with stamps up to `limit`."""
-        if limit == LRU_CLOCK_END:
-            every: Pfns = np.flatnonzero(self._is_on(part, kind)) + part.start
-            return every
-        # Most frames are younger, or on no list: those have the stamp 0, which becomes the largest number here.
-        old: Pfns = np.flatnonzero(self._frames.lru[part] - _ONE < np.uint32(limit)) + part.start
-        on: Pfns = old[self._is_on(old, kind)]
-        return on
+    def _find_old(self, kind: LruList, limit: int) -> list[Pfns]:
+        """Return the frames of each part of memory that are on a list, with stamps up to `limit`.
+
+        No function of ours runs for each part: it may be traced.
+        """
+        flags, lru, wanted, found = self._frames.flags, self._frames.lru, _FLAGS_OF[kind], []
+        for part in self._frames.parts():
+            if limit == LRU_CLOCK_END:
+                pfns = np.flatnonzero((flags[part] & _PLACE) == wanted) + part.start
+            else:
+                # Most frames are younger, or on no list: those have the stamp 0, which becomes the largest number here.
+                pfns = np.flatnonzero(lru[part] - _ONE < np.uint32(limit)) + part.start
+                pfns = pfns[(flags[pfns] & _PLACE) == wanted]
+            found.append(pfns)
+        return found
 
     def _find_limit(self, kind: LruList) -> int:
         """Return the stamp up to which the frames of a list are old enough for the queue, about `_QUEUED` of them."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import isqrt
+from time import thread_time
 
 import numpy as np
 
@@ -23,58 +24,14 @@ from kerneld.mm.frames.frames import PG_ACTIVE, PG_WORKINGSET, Frames, Pfns
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, lru_note_cost, putback, recent_lru_sizes
 from kerneld.mm.limits import Sysctl
 from kerneld.mm.reclaim.crowd import Crowded
-from kerneld.mm.reclaim.shrink import BATCH_MAX, Users, shrink_folio_list
+from kerneld.mm.reclaim.scan_control import DEF_PRIORITY, ScanControl, Speed
+from kerneld.mm.reclaim.shrink import Users, shrink_folio_list
 from kerneld.mm.space.pace import Pace
 from kerneld.mm.space.rmap_walk import Patience
 
-DEF_PRIORITY = 12
 MAX_RECLAIM_RETRIES = 16
-_BACKGROUND_BATCH = 128
-_MOST_SCANNED = 1024
-"""The pages that a direct reclaim scans before it takes pages that are in use."""
 _INACTIVE_ANON, _ACTIVE_ANON = LruList.INACTIVE_ANON, LruList.ACTIVE_ANON
 _INACTIVE_FILE, _ACTIVE_FILE = LruList.INACTIVE_FILE, LruList.ACTIVE_FILE
-
-
-class ScanControl:
-    """The goal and the progress of one reclaim (Linux: struct scan_control)."""
-
-    def __init__(self, nr_to_reclaim: int, origin: str) -> None:
-        """`origin` is `direct` or `kswapd`, for the counters of /proc/vmstat."""
-        self.nr_to_reclaim = nr_to_reclaim
-        self.origin = origin
-        self.priority = DEF_PRIORITY
-        self.nr_scanned = 0
-        self.nr_reclaimed = 0
-        self.patience = Patience()
-        """What the search for entries may cost: in all, or for one batch of the background pass."""
-        self.may_deactivate = [False, False]
-        """Whether active anonymous pages, and active file pages, may become inactive."""
-        self.force_deactivate = False
-        self.skipped_deactivate = False
-
-    @property
-    def batch(self) -> int:
-        """The number of pages that are taken from a list at once: twice as many each time, if all were in use."""
-        wanted, most = self.nr_to_reclaim - self.nr_reclaimed, _BACKGROUND_BATCH
-        if self.is_direct:
-            wanted, most = max(wanted, 0 if self.nr_reclaimed else self.nr_scanned), BATCH_MAX
-        return min(max(SWAP_CLUSTER_MAX, wanted), most)
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether an allocation waits for this reclaim."""
-        return self.origin == "direct"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether enough is reclaimed, or it has taken too long."""
-        return self.nr_reclaimed >= self.nr_to_reclaim or self.is_late
-
-    @property
-    def is_late(self) -> bool:
-        """Whether so much was looked at that pages in use are taken too."""
-        return self.is_direct and (self.patience.is_over or self.nr_scanned >= _MOST_SCANNED + self.nr_to_reclaim)
 
 
 class Vmscan:
@@ -84,6 +41,7 @@ class Vmscan:
         self._frames = frames
         self._sysctl = sysctl
         self._lists = Lists(frames)
+        self._speed = Speed()
         self._refaults = [0, 0]
         self.in_pieces = False
         """Whether a loop calls `kswapd` between requests. If not, the background pass runs at once."""
@@ -109,7 +67,7 @@ class Vmscan:
         Source: Linux v6.8 mm/vmscan.c:try_to_free_pages() and do_try_to_free_pages().
         """
         self._frames.vmstat["allocstall_movable"] += 1
-        scan = ScanControl(max(nr_to_reclaim, SWAP_CLUSTER_MAX), "direct")
+        scan = ScanControl(max(nr_to_reclaim, SWAP_CLUSTER_MAX), "direct", self._speed)
         while True:
             for priority in range(DEF_PRIORITY, -1, -1):
                 scan.priority = priority
@@ -137,7 +95,7 @@ class Vmscan:
         if self._frames.swap.nr_free:
             kinds.append((_INACTIVE_ANON, _ACTIVE_ANON))
         kinds.sort(key=lambda pair: sizes[pair[0]] + sizes[pair[1]] < scan.nr_to_reclaim)
-        scan.nr_scanned, scan.patience = 0, Patience()
+        scan.begin_again()
         for inactive, active in kinds:
             last = scan.nr_scanned + sizes[inactive] + sizes[active]
             while scan.nr_reclaimed < scan.nr_to_reclaim and scan.nr_scanned < last and not scan.is_late:
@@ -195,7 +153,7 @@ class Vmscan:
             wanted = frames.watermark_high - frames.free_pages
             if wanted <= 0:
                 break
-            scan = ScanControl(max(wanted, SWAP_CLUSTER_MAX), "kswapd")
+            scan = ScanControl(max(wanted, SWAP_CLUSTER_MAX), "kswapd", self._speed)
             scan.priority = priority
             before = 0
             for _ in self._shrink_node(scan):
@@ -218,7 +176,8 @@ class Vmscan:
     def _age_active_anon(self) -> None:
         """Source: Linux v6.8 mm/vmscan.c:kswapd_age_node()."""
         if self._frames.swap.total_pages and _inactive_is_low(recent_lru_sizes(self._frames), False):
-            self._shrink_active_list(ScanControl(SWAP_CLUSTER_MAX, "kswapd"), _ACTIVE_ANON, SWAP_CLUSTER_MAX)
+            scan = ScanControl(SWAP_CLUSTER_MAX, "kswapd", self._speed)
+            self._shrink_active_list(scan, _ACTIVE_ANON, scan.batch)
 
     def _shrink_node(self, scan: ScanControl) -> Iterator[None]:
         """One round over all lists; yields after each batch.
@@ -315,13 +274,14 @@ class Vmscan:
         is_file = kind == _INACTIVE_FILE
         kind_name = "file" if is_file else "anon"
         written = frames.vmstat["nr_vmscan_write"]
-        before = frames.vmstat["pgactivate"]
+        before, began = frames.vmstat["pgactivate"], thread_time()
         scan.nr_scanned += len(pfns)
         if not scan.is_direct:
             scan.patience = Patience()
         freed = shrink_folio_list(
             frames, pfns, scan.patience, ignore_references=ignore_references, crowded=self.crowded.pfns
         )
+        self._speed.note(len(pfns), thread_time() - began)
         written = frames.vmstat["nr_vmscan_write"] - written
         lru_note_cost(frames, is_file, written, frames.vmstat["pgactivate"] - before)
         scan.nr_reclaimed += freed

@@ -10,7 +10,7 @@ from kerneld.hw.paging import pte_present
 from kerneld.mm.calls.mlock import do_mlock
 from kerneld.mm.frames.frames import PG_UNEVICTABLE
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX
-from kerneld.mm.reclaim import crowd, vmscan
+from kerneld.mm.reclaim import crowd, scan_control
 from kerneld.mm.space import pace
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap_walk import Patience
@@ -177,7 +177,7 @@ def test_processes_end_while_they_are_swapped_out(machine: Machine, family: list
 
 def test_a_machine_full_of_them_swaps_and_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for memory waits for the background pass."""
-    monkeypatch.setattr(vmscan, "_MOST_SCANNED", SWAP_CLUSTER_MAX)
+    monkeypatch.setattr(scan_control, "MOST_SCANNED", SWAP_CLUSTER_MAX)
     world = World(KernelConfig(ram_bytes=4 << 20, superuser_uid=ROOT, swap_bytes=8 << 20))
     kernel, pieces = world.kernel, Pieces()
     kernel.vmscan.in_pieces = True

@@ -13,7 +13,7 @@ from kerneld.mm.files.file import File
 from kerneld.mm.files.filemap import AddressSpace
 from kerneld.mm.frames.frames import PG_ACTIVE
 from kerneld.mm.frames.lru import SWAP_CLUSTER_MAX, Lists, LruList, isolate
-from kerneld.mm.reclaim import shrink, vmscan
+from kerneld.mm.reclaim import scan_control, shrink
 from kerneld.mm.reclaim.shrink import shrink_folio_list
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap_walk import Patience
@@ -82,7 +82,7 @@ def test_a_direct_reclaim_does_not_look_for_it_again_and_again(
     mmap(mm, 4 * TIMES, at=page(1 << 20))
     for number in range(4 * TIMES):
         store(mm, page((1 << 20) + number), b"x")
-    monkeypatch.setattr(vmscan, "_MOST_SCANNED", 2 * TIMES)
+    monkeypatch.setattr(scan_control, "MOST_SCANNED", 2 * TIMES)
     looked: list[LruList] = []
     refill = Lists._refill
 

@@ -11,8 +11,10 @@ import pytest
 
 from kerneld.hw.paging import PTE_PRESENT
 from kerneld.mm.frames.lru import LruList, folio_activate, lru_sizes
+from kerneld.mm.reclaim import scan_control
 from kerneld.mm.reclaim.page_alloc import init_per_zone_wmark_min
-from kerneld.mm.reclaim.vmscan import MAX_RECLAIM_RETRIES, ScanControl
+from kerneld.mm.reclaim.scan_control import ScanControl, Speed
+from kerneld.mm.reclaim.vmscan import MAX_RECLAIM_RETRIES
 from kerneld.mm.space.mm import MmStruct
 from shared.uapi.page import PAGE_SIZE
 from tests.mm.reclaim.old import make_old
@@ -50,7 +52,7 @@ def write(mm: MmStruct, count: int, at: int = BASE) -> None:
 
 def test_batches_of_a_direct_reclaim_grow_while_all_pages_are_in_use() -> None:
     """Each batch costs what a few pages do not; and nobody else runs meanwhile."""
-    scan, background = ScanControl(1, "direct"), ScanControl(1, "kswapd")
+    scan, background = ScanControl(1, "direct", Speed()), ScanControl(1, "kswapd", Speed())
     sizes = []
     for _ in range(7):
         sizes.append(scan.batch)
@@ -182,3 +184,23 @@ def test_an_allocation_fails_where_nothing_can_be_reclaimed_and_nobody_killed() 
     assert machine.frames.free_pages <= machine.frames.watermark_min
     machine.frames.put_pages(taken)
     machine.close()
+
+
+def test_a_batch_is_as_long_as_the_time_allows() -> None:
+    """With every function told to many traces a page takes a millisecond: nobody waits for 128 of them."""
+    speed = Speed()
+    direct, background = ScanControl(512, "direct", speed), ScanControl(512, "kswapd", speed)
+    assert (direct.batch, background.batch) == (512, 128)
+    speed.note(32, 0.032)
+    assert direct.batch == background.batch == 8
+    speed.note(8, 0.00008)
+    assert (direct.batch, background.batch) == (512, 128)
+
+
+def test_a_direct_reclaim_that_takes_long_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((1.0, 1.005, 1.02, 1.03, 1.03))
+    monkeypatch.setattr(scan_control, "thread_time", lambda: next(times))
+    scan = ScanControl(512, "direct", Speed())
+    late = [scan.is_late, scan.is_late]
+    scan.begin_again()
+    assert [*late, scan.is_late] == [False, True, False]
