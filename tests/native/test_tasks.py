@@ -23,6 +23,16 @@ def test_a_child_is_there_at_once_after_the_fork(inside: Inside, programs: dict[
     assert output == "seen 12, written 12, mapped 12, limits 12, ended 12\n"
 
 
+def test_a_task_that_ends_touches_nothing_of_its_own_memory(inside: Inside, programs: dict[str, Path]) -> None:
+    """Its stack, its TLS, its list of futexes and the word to be cleared may go as it makes its last call.
+
+    Source: Linux v6.8 kernel/fork.c:mm_release() and kernel/futex/core.c:exit_robust_list(): where the word or the
+    list is not there, nothing is written and nothing is said.
+    """
+    output = inside.agrees([str(programs["leaves"]), "40"]).output
+    assert output == "40 40 40 40 40 40\nanother program\n"
+
+
 def test_threads_and_children_that_wait_for_several_futexes(inside: Inside, programs: dict[str, Path]) -> None:
     """Each sleeps for its parent when it waits there: what it waits for of kerneld does not count."""
     if tuple(map(int, os.uname().release.split(".")[:2])) < (5, 16):
