@@ -6,6 +6,7 @@ fs/userfaultfd.c:handle_userfault() and its callers in mm/memory.c, mm/huge_memo
 
 from __future__ import annotations
 
+from kerneld.mm.fault.around import map_pages_around
 from kerneld.mm.fault.thp import thp_vma_allowable, thp_vma_suitable
 from kerneld.mm.space.anon_page import prepare_anon_vma
 from kerneld.mm.space.mm import MmStruct
@@ -48,7 +49,10 @@ def _is_missing(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool:
         if write and not vma.vm_flags & VM_SHARED:
             prepare_anon_vma(mm, vma)
         mapping, index = vma.file.mapping, vma.page_index(vaddr)
-        return index < mapping.last_index() and not mapping.has_page(index)
+        is_missing = index < mapping.last_index() and not mapping.has_page(index)
+        if is_missing and not write and not vma.file.is_sysv_shm:
+            _map_around(mm, vma, vaddr, pte)
+        return is_missing
     if pte is None:
         if mm.page_table.find_huge_pmd(vaddr) is not None:
             return False
@@ -60,3 +64,15 @@ def _is_missing(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool:
     if write:
         prepare_anon_vma(mm, vma)
     return True
+
+
+def _map_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int | None) -> None:
+    """Map the cached pages around a missing one, as each read does before it asks the file.
+
+    Source: Linux v6.8 mm/memory.c:do_read_fault(); a userfaultfd for missing pages is no reason against that
+    (include/linux/userfaultfd_k.h:uffd_disable_fault_around()). Pages around need a table only if there are any.
+    """
+    had_table = pte is not None
+    map_pages_around(mm, vma, vaddr, mm.page_table.ensure_pte(vaddr))
+    if not had_table:
+        mm.page_table.free_empty_table(vaddr)
