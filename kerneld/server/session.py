@@ -89,8 +89,9 @@ class Session:
         if self.ring is not None and self.ring.is_serving:
             return -errno.EBUSY
         self._close_ring()
-        thread = self.thread
+        thread, call = self.thread, self.call
         assert thread is not None
+        assert call is not None
         is_native = thread.tlb is not None
         try:
             fd = make_file(has_advances=is_native)
@@ -101,10 +102,9 @@ class Session:
         except OSError as error:
             os.close(fd)
             return -(error.errno or errno.ENOMEM)
-        if is_native and self.call is not None:
-            kernel = self.call.kernel
-            tlb = kernel.tlbs.get(thread.process.live_mm)
-            thread.advances = Advances(self.ring.advances, tlb, thread.process, kernel.advances)
+        if is_native:
+            tlb = call.kernel.tlbs.get(thread.process.live_mm)
+            thread.advances = Advances(self.ring.advances, tlb, thread.process, call.kernel.advances)
         return Answer(RING_BYTES, fds=(fd,))
 
     def _close_ring(self) -> None:

@@ -7,7 +7,7 @@ from shared.uapi.native import FILE_SYNC_TRUNCATE, FILE_SYNC_WRITTEN
 from shared.uapi.syscalls import Nr
 
 _LEAVE_IT = {Nr.RING_BELL, Nr.FILE_SYNC, Nr.CONNECT, Nr.CREDS, Nr.RDPKRU, Nr.WRPKRU, Nr.RT_SIGACTION} | {
-    Nr.GETPID, Nr.GETTID, Nr.GETPPID, Nr.GETUID, Nr.FAULT,
+    Nr.GETPID, Nr.GETTID, Nr.GETPPID, Nr.GETUID,
 }  # fmt: skip
 """Requests that neither see nor change an empty page, nor one of a file that is mapped read-only. But where a file has
 become shorter (FILE_SYNC), its pages are taken away, and copies of them."""

@@ -130,7 +130,7 @@ class Advances:
         if self._is_over or len(self._tlb.views) != 1 or not self._all.may_give(mm, self._process):
             return
         vma = mm.vmas.lookup(address)
-        if vma is None:
+        if vma is None or not pages_ahead.may_be_given(vma):
             return
         start, numbers = (self._find_shared if is_present else self._find_empty)(mm, vma, address)
         if len(numbers) < FEWEST_PAGES:

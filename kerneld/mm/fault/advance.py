@@ -14,7 +14,6 @@ from kerneld.hw.paging import PTE_MKDIRTY, PTE_PRESENT, PTE_RW, PTE_SPECIAL, mak
 from kerneld.hw.scalars import u64
 from kerneld.mm.fault.cow import copy_prot
 from kerneld.mm.frames.frames import PG_ANON
-from kerneld.mm.frames.given import MANY
 from kerneld.mm.space.anon_page import use_given_pages
 from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.pagewalk import Leaf
@@ -29,13 +28,19 @@ from kerneld.mm.vm_flags import (
     VM_UFFD_FLAGS,
     VM_WRITE,
 )
+from shared.uapi.native import ADVANCE_PAGES_MOST
 from shared.uapi.page import PAGE_SHIFT, PMD_SIZE, Pfn, Vaddr
 
-MOST_PAGES = 64
-"""The most pages that are found at a time."""
 _NEVER = VM_SHARED | VM_MAYSHARE | VM_LOCKED_MASK | VM_UFFD_FLAGS | VM_MERGEABLE | VM_PKEY_MASK
 """Memory whose faults do more, or that others change too."""
+_MANY = 8
+"""From this number of pages on numpy is quicker than a loop."""
 _BITS, _READ_ONLY, _NOTHING = u64(PTE_PRESENT | PTE_RW | PTE_SPECIAL), u64(PTE_PRESENT), u64(0)
+
+
+def may_be_given(vma: Vma) -> bool:
+    """Return whether the first writes to a VMA's pages do nothing but bring them, and nobody else changes the pages."""
+    return not vma.vm_flags & _NEVER and vma.vm_flags & VM_WRITE != 0
 
 
 def find_empty(mm: MmStruct, vma: Vma, vaddr: Vaddr, count: int) -> int:
@@ -45,7 +50,7 @@ def find_empty(mm: MmStruct, vma: Vma, vaddr: Vaddr, count: int) -> int:
     """
     end = min(vma.end, (vaddr - 1 | PMD_SIZE - 1) + 1, vaddr + (count << PAGE_SHIFT))
     pte = mm.page_table.find_pte(vaddr) if vaddr < end else None
-    if pte is None or vma.file is not None or vma.vm_flags & _NEVER or not vma.vm_flags & VM_WRITE:
+    if pte is None or vma.file is not None:
         return 0
     words = mm.frames.ram.words[pte : pte + (end - vaddr >> PAGE_SHIFT)].tolist()
     return next((number for number, entry in enumerate(words) if entry), len(words))
@@ -53,8 +58,8 @@ def find_empty(mm: MmStruct, vma: Vma, vaddr: Vaddr, count: int) -> int:
 
 def window_of(vma: Vma, vaddr: Vaddr) -> tuple[Vaddr, Vaddr]:
     """Return the bounds of the pages around `vaddr` that are looked at together: in one leaf table and in the VMA."""
-    first = max(vma.start, vaddr & -(MOST_PAGES << PAGE_SHIFT))
-    return first, min(vma.end, (vaddr | (MOST_PAGES << PAGE_SHIFT) - 1) + 1)
+    first = max(vma.start, vaddr & -(ADVANCE_PAGES_MOST << PAGE_SHIFT))
+    return first, min(vma.end, (vaddr | (ADVANCE_PAGES_MOST << PAGE_SHIFT) - 1) + 1)
 
 
 def find_shared(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> npt.NDArray[np.bool_]:
@@ -63,7 +68,7 @@ def find_shared(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> npt.NDArray
     That is for each page; nothing at all if there is none.
     """
     pte = mm.page_table.find_pte(start)
-    if pte is None or vma.file is None or vma.vm_flags & _NEVER or not vma.vm_flags & VM_WRITE:
+    if pte is None or vma.file is None:
         return np.zeros(0, dtype=np.bool_)
     entries = mm.frames.ram.words_np[pte : pte + (end - start >> PAGE_SHIFT)]
     is_shared: npt.NDArray[np.bool_] = (entries & _BITS) == _READ_ONLY
@@ -79,7 +84,7 @@ def book_empty(mm: MmStruct, vma: Vma, start: Vaddr, numbers: list[int], pfns: l
     """
     use_given_pages(mm, vma, start, numbers, pfns)
     pte, prot = mm.page_table.ensure_pte(start), vma_page_prot(vma) | PTE_RW | PTE_MKDIRTY
-    if len(numbers) < MANY:
+    if len(numbers) < _MANY:
         for number, pfn in zip(numbers, pfns, strict=True):
             mm.pages.set_pte(pte + number, start + (number << PAGE_SHIFT), make_pte(pfn, prot), pfn)
         return

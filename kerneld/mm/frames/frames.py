@@ -286,12 +286,6 @@ class Frames:
         self.lru[pfns] = np.arange(clock + 1, clock + 1 + len(pfns), dtype=np.uint32)
         self.lru_clock = clock + len(pfns)
 
-    def stamp_one(self, pfn: Pfn) -> None:
-        """Put a frame at the head of its LRU list, as `alloc_page` does."""
-        if self.lru_clock >= LRU_CLOCK_END:
-            self._turn_clock_back()
-        self.lru_clock = self.lru_at[pfn] = self.lru_clock + 1
-
     def _turn_clock_back(self) -> None:
         """Give every frame a new stamp in the same order, before the stamps need more than 32 bits.
 

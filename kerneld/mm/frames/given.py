@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kerneld.mm.frames.buddy import OutOfFrames
 from shared.uapi.page import Pfn
 
 if TYPE_CHECKING:
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 
 _PLENTY = 2048
 """Frames are given only if so many more are free than the background pass of reclaim wants."""
-_ORDER = 6
-MANY = 8
-"""From this number of frames on numpy is quicker than a loop."""
+_AT_ONCE = 64
 
 
 class GivenFrames:
@@ -35,38 +32,31 @@ class GivenFrames:
 
     def take(self) -> list[Pfn]:
         """Return 64 frames of zeros; none where memory is not plenty."""
-        frames, buddy = self._frames, self._frames.buddy
-        if frames.alloc_hook is not None or buddy.nr_free < frames.watermark_high + _PLENTY:
+        frames = self._frames
+        if frames.alloc_hook is not None or frames.free_pages < frames.watermark_high + _PLENTY:
             return []
-        try:
-            first = buddy.alloc_block(_ORDER)
-        except OutOfFrames:
-            return []
-        end = first + (1 << _ORDER)
-        frames.ram.clear_pages(np.arange(first, end, dtype=np.int64))
+        pfns = frames.alloc_pages(_AT_ONCE)
         # The program may write to them from now on.
-        frames.ram.written[first:end] = True
-        frames.refcount[first:end] = 1
-        self.pfns.update(range(first, end))
-        return list(range(first, end))
+        frames.ram.written[pfns] = True
+        taken: list[Pfn] = pfns.tolist()
+        self.pfns.update(taken)
+        return taken
 
-    def use(self, pfns: list[Pfn], flags: int) -> None:
-        """Note that entries are about to get these frames, with these PG_ flags: as if they had just been allocated."""
+    def use(self, pfns: list[Pfn], flags: int, mapping: int, indexes: list[int]) -> None:
+        """Note that entries are about to get these frames, as if they had just been allocated.
+
+        They have these PG_ flags, the mapping with this number, and these indexes in it.
+        """
         frames = self._frames
         self.pfns.difference_update(pfns)
-        if len(pfns) < MANY:
-            for pfn in pfns:
-                frames.flags_at[pfn] = flags
-                frames.stamp_one(pfn)
-            return
-        block = np.array(pfns, dtype=np.int64)
-        frames.flags[block] = flags
-        frames.stamp(block)
+        frames.stamp(np.array(pfns, dtype=np.int64))
+        for pfn, index in zip(pfns, indexes, strict=True):
+            frames.flags_at[pfn] = flags
+            frames.mapping_at[pfn] = mapping
+            frames.index_at[pfn] = index
 
     def put_back(self, pfns: list[Pfn]) -> None:
         """Free frames that nobody has taken."""
         if pfns:
-            block = np.array(sorted(pfns), dtype=np.int64)
             self.pfns.difference_update(pfns)
-            self._frames.refcount[block] = 0
-            self._frames.buddy.free_many(block if self._frames.loans is None else self._frames.loans.keep(block))
+            self._frames.put_pages(np.array(pfns, dtype=np.int64))

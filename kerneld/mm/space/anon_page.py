@@ -6,10 +6,7 @@ Answers to Linux v6.8 mm/rmap.c:__anon_vma_prepare(), folio_add_new_anon_rmap().
 
 from __future__ import annotations
 
-import numpy as np
-
 from kerneld.mm.frames.frames import PG_ANON, PG_ANON_EXCLUSIVE, PG_LRU, PG_SWAPBACKED, PG_UNEVICTABLE
-from kerneld.mm.frames.given import MANY
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.rmap import anon_vma_prepare
 from kerneld.mm.space.vma import Vma
@@ -52,12 +49,5 @@ def use_given_pages(mm: MmStruct, vma: Vma, start: Vaddr, numbers: list[int], pf
 
     The pages have these numbers from `start` on.
     """
-    frames, anon_vma, first = mm.frames, prepare_anon_vma(mm, vma), vma.page_index(start)
-    frames.given.use(pfns, anon_flags(vma))
-    if len(pfns) < MANY:
-        for number, pfn in zip(numbers, pfns, strict=True):
-            frames.mapping_at[pfn] = anon_vma
-            frames.index_at[pfn] = first + number
-        return
-    frames.mapping[pfns] = anon_vma
-    frames.index[pfns] = np.array(numbers, dtype=np.uint64) + np.uint64(first)
+    anon_vma, first = prepare_anon_vma(mm, vma), vma.page_index(start)
+    mm.frames.given.use(pfns, anon_flags(vma), anon_vma, [first + number for number in numbers])
