@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.client import Process
 from tests.native.inside import Inside, compile_c, why_not_here
 from tests.support.client import Nursery
 from tests.support.watched_daemon import Daemon
@@ -42,6 +43,14 @@ def inside(native_daemon: NativeDaemon) -> Iterator[Inside]:
     yield inside
     inside.close()
     assert native_daemon.process.poll() is None, native_daemon.complaints()
+
+
+@pytest.fixture
+def inspector(native_daemon: NativeDaemon) -> Iterator[Process]:
+    """This process, attached; it may look at everybody."""
+    process = Process.attach(str(native_daemon.path))
+    yield process
+    process.close()
 
 
 class Programs(dict[str, Path]):

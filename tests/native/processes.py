@@ -11,6 +11,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from kerneld.commands.exec.build_stub import ensure_stub
+from shared.client import Process
 from tests.native.inside import Inside
 from tests.support.patience import SECONDS
 
@@ -55,3 +56,12 @@ def address_of(symbol: str) -> int:
         found = table.get_symbol_by_name(symbol)
         assert found is not None
     return int(found[0]["st_value"])
+
+
+def free_kb(inspector: Process) -> int:
+    """Return MemFree, with the unused page cache, once the memory of all that have ended has gone."""
+    while True:
+        lines = inspector.read_proc("kerneld/status").decode().splitlines()
+        status = dict(line.split(":\t") for line in lines)
+        if status["Exiting"] == "0":
+            return sum(int(status[key].split()[0]) for key in ("MemFree", "CachedUnused"))

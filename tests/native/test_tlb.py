@@ -14,7 +14,7 @@ from shared.client import Process
 from tests.native.conftest import NativeDaemon
 from tests.native.host_maps import exceeding_pages, mapped_pages
 from tests.native.inside import Inside
-from tests.native.processes import agent_of, start_waiting, wait_for_end
+from tests.native.processes import agent_of, free_kb, start_waiting, wait_for_end
 from tests.support.client import Nursery
 from tests.support.patience import SECONDS
 from tests.support.watched_daemon import Daemon
@@ -22,14 +22,6 @@ from tests.support.watched_daemon import Daemon
 PAGE = 4096
 WHILE = 0.5
 """How long a program is watched that is not to go on, in seconds."""
-
-
-@pytest.fixture
-def inspector(native_daemon: NativeDaemon) -> Iterator[Process]:
-    """This process, attached; it may look at everybody."""
-    process = Process.attach(str(native_daemon.path))
-    yield process
-    process.close()
 
 
 def test_the_host_maps_no_more_than_the_page_table_grants(
@@ -44,15 +36,6 @@ def test_the_host_maps_no_more_than_the_page_table_grants(
     assert mapped[vaddr + 2 * PAGE].startswith("r")
     process.communicate("")
     assert process.returncode == 0
-
-
-def free_kb(inspector: Process) -> int:
-    """Return MemFree, with the unused page cache, once the memory of all that have ended has gone."""
-    while True:
-        lines = inspector.read_proc("kerneld/status").decode().splitlines()
-        status = dict(line.split(":\t") for line in lines)
-        if status["Exiting"] == "0":
-            return sum(int(status[key].split()[0]) for key in ("MemFree", "CachedUnused"))
 
 
 @pytest.mark.parametrize("victim", ["program", "agent"])
