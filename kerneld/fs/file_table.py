@@ -351,10 +351,14 @@ class FileTable:
         return True
 
     def may_write(self, file: File, cred: Cred) -> bool:
-        """Return whether `cred` owns a File's inode or may write to it. A File without a descriptor decides itself."""
+        """Return whether `cred` owns a File's inode or may write to it.
+
+        A File without a descriptor decides itself. Anybody may write to the inode of a segment of System V: also who
+        has attached it for reading. Source: Linux v6.8 mm/shmem.c:__shmem_file_setup() (S_IRWXUGO).
+        """
         inode = self._find_inode(file)
         fd = inode.fd_of(file) if inode is not None else None
-        return file.writable if fd is None else owns_or_may_write(os.fstat(fd), cred)
+        return file.writable or file.is_sysv_shm if fd is None else owns_or_may_write(os.fstat(fd), cred)
 
     def find_path(self, file: File) -> str:
         """Return the current path of a File: a mapped file may be renamed or deleted."""
