@@ -50,8 +50,8 @@ def _is_missing(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool:
             prepare_anon_vma(mm, vma)
         mapping, index = vma.file.mapping, vma.page_index(vaddr)
         is_missing = index < mapping.last_index() and not mapping.has_page(index)
-        if is_missing and not write and not vma.file.is_sysv_shm:
-            _map_around(mm, vma, vaddr, pte)
+        if is_missing:
+            _begin_fault(mm, vma, vaddr, pte, maps_around=not write and not vma.file.is_sysv_shm)
         return is_missing
     if pte is None:
         if mm.page_table.find_huge_pmd(vaddr) is not None:
@@ -66,13 +66,15 @@ def _is_missing(mm: MmStruct, vma: Vma, vaddr: Vaddr, write: bool) -> bool:
     return True
 
 
-def _map_around(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int | None) -> None:
-    """Map the cached pages around a missing one, as each read does before it asks the file.
+def _begin_fault(mm: MmStruct, vma: Vma, vaddr: Vaddr, pte: int | None, *, maps_around: bool) -> None:
+    """Do what each fault of a file's page does before it asks the file: upper tables, and the cached pages around.
 
-    Source: Linux v6.8 mm/memory.c:do_read_fault(); a userfaultfd for missing pages is no reason against that
-    (include/linux/userfaultfd_k.h:uffd_disable_fault_around()). Pages around need a table only if there are any.
+    Source: Linux v6.8 mm/memory.c: __handle_mm_fault(), do_read_fault(), and do_fault(), which frees a leaf table that
+    nothing has been mapped in. A userfaultfd for missing pages is no reason against pages around
+    (include/linux/userfaultfd_k.h:uffd_disable_fault_around()).
     """
-    had_table = pte is not None
-    map_pages_around(mm, vma, vaddr, mm.page_table.ensure_pte(vaddr))
-    if not had_table:
+    own = mm.page_table.ensure_pte(vaddr)
+    if maps_around:
+        map_pages_around(mm, vma, vaddr, own)
+    if pte is None:
         mm.page_table.free_empty_table(vaddr)
