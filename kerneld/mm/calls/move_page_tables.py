@@ -28,6 +28,7 @@ def move_page_tables(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int
     Source: Linux v6.8 mm/mremap.c:move_page_tables().
     """
     end, delta = old_addr + length, new_addr - old_addr
+    mm.page_table.ensure_puds(old_addr, end, new_addr)
     first, last = old_addr + (-old_addr & PMD_SIZE - 1), end & -PMD_SIZE
     if first <= last and _can_realign(mm, old_addr, new_addr):
         # The first table has no other entries: the whole table can move too.
@@ -179,7 +180,6 @@ def move_ptes(mm: MmStruct, old_addr: Vaddr, new_addr: Vaddr, length: int) -> No
         return is_done
 
     try:
-        mm.page_table.ensure_puds(old_addr, old_addr + length, new_addr)
         mm.page_table.walk.page_range(old_addr, old_addr + length, move_run, move_huge)
     except SysError:
         _move_back(mm, old_addr, new_addr, moved - old_addr)
