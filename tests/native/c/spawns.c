@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +16,23 @@ static volatile int shared, handled;
 
 static void handle(int signo) { handled = signo; }
 static int other(void *value) { shared += *(int *)value; return 7; }
+
+/* The first call of memory after a vfork: what it reads from this process's memory is still what the program says. */
+static void read_after_vfork(void)
+{
+	char words[] = "as before", copied[sizeof words] = "";
+	struct iovec from = {words, sizeof words}, to = {copied, sizeof copied};
+	unsigned long nodes = 1;
+	if (!vfork())
+		_exit(0);
+	long ret = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
+	printf("process_vm_readv %ld %s\n", ret, copied);
+	if (!vfork())
+		_exit(0);
+	printf("set_mempolicy %ld\n", syscall(SYS_set_mempolicy, 2, &nodes, 64));
+	while (wait(0) > 0)
+		;
+}
 
 int main(void)
 {
@@ -45,6 +64,7 @@ int main(void)
 	pid = clone(other, stack + 65536, CLONE_VM | SIGCHLD, &add);
 	waitpid(pid, &status, 0);
 	printf("shared %d, status %d\n", shared, WEXITSTATUS(status));
+	read_after_vfork();
 	raise(SIGUSR1);
 	printf("handled %d\n", handled);
 	return 0;

@@ -104,11 +104,12 @@ static int take_answers(struct thread *t, const char *buffer, long got, int coun
 
 struct answer ask_two(struct thread *t, u32 nr, const u64 *args, const void *data, u64 length, const int *fds, int count)
 {
-	/* A fault may come while the answer to another request is being read: it has a buffer of its own. */
+	/* A fault may come while the answer to another request is being read, and the word of vfork's child while another
+	 * request is ready in the buffer: they have a buffer of their own. */
 	char small[2048];
-	int is_fault = nr == KD_FAULT || nr == KD_WRPKRU;
-	char *buffer = is_fault ? small : t->buffer;
-	u64 room = is_fault ? sizeof small : BUFFER_BYTES;
+	int is_between = nr == KD_FAULT || nr == KD_WRPKRU || nr == KD_CLONE;
+	char *buffer = is_between ? small : t->buffer;
+	u64 room = is_between ? sizeof small : BUFFER_BYTES;
 	struct answer answer = {.fd = {-1, -1, -1, -1}};
 	struct request head = {.size = sizeof head + length, .nr = nr};
 	memcpy(head.args, args, sizeof head.args);
