@@ -90,24 +90,6 @@ def test_bash_runs_a_script(inside: Inside, tmp_path: Path) -> None:
     assert within.status == 0
 
 
-def test_a_script_names_its_interpreter(inside: Inside, tmp_path: Path) -> None:
-    script = tmp_path / "script"
-    script.write_text('#!/bin/sh -e\necho "$0" "$@"\nfalse\n')
-    script.chmod(0o755)
-    assert inside.agrees([str(script), "a", "b c"]).status == 1
-
-
-def test_a_script_on_the_path(inside: Inside, tmp_path: Path) -> None:
-    """Its interpreter gets the path that was found: by the name alone it would look in the working directory."""
-    script = tmp_path / "on-the-path"
-    script.write_text('#!/bin/sh\necho "$0" "$@"\n')
-    script.chmod(0o755)
-    with_path = ["sh", "-c", 'PATH=$1:$PATH; shift; exec "$@"', "sh", str(tmp_path)]
-    end = inside.outside([*with_path, *inside.command(["on-the-path", "a"])])
-    assert end == inside.outside([*with_path, "on-the-path", "a"])
-    assert end.output == f"{script} a\n"
-
-
 def test_python_runs(inside: Inside) -> None:
     python = Path("/usr/bin/python3")
     if not python.exists():

@@ -58,45 +58,62 @@ static int is_blank(char c)
 	return c == ' ' || c == '\t';
 }
 
-/* Cut `#! interpreter argument` up in place. Source: Linux v6.8 fs/binfmt_script.c:load_script(). */
-static long parse_script(char *head, long length, char **interpreter, char **argument)
+/* Where the line of a script ends, or 0 where the path of its interpreter has no end in the bytes that count: what is behind
+ * them of an argument is left out. */
+static char *end_of_line(char *head)
 {
-	head[length] = 0;
-	char *p = head + 2, *end = p;
-	while (*end && *end != '\n')
+	char *end = head + 2, *last = head + BINPRM_BYTES - 1, *p = head + 2;
+	while (end <= last && *end && *end != '\n')
 		end++;
-	if (!*end && length >= BINPRM_BYTES)
+	if (end <= last && *end)
+		return end;
+	while (is_blank(*p))
+		p++;
+	while (p < end && !is_blank(*p))
+		p++;
+	return p <= last ? last : 0;
+}
+
+/* Cut `#! interpreter argument` up in place; behind what was read there are zeros.
+ * Source: Linux v6.8 fs/binfmt_script.c:load_script(). */
+static long parse_script(char *head, char **interpreter, char **argument)
+{
+	char *p = head + 2, *end = end_of_line(head);
+	if (!end)
 		return -ENOEXEC;
 	while (end > p && is_blank(end[-1]))
 		end--;
 	*end = 0;
 	while (is_blank(*p))
 		p++;
-	if (!*p)
+	if (p == end)
 		return -ENOEXEC;
+	if (!*p)
+		return -EACCES;	/* a name of no characters is the working directory, which is no program */
 	*interpreter = p;
 	while (*p && !is_blank(*p))
 		p++;
-	if (*p)
-		*p++ = 0;
-	while (is_blank(*p))
-		p++;
 	*argument = *p ? p : 0;
+	while (is_blank(*p))
+		*p++ = 0;
+	if (*argument)
+		*argument = p;
 	return 0;
 }
 
-struct scripts { char heads[MAX_SCRIPTS][BINPRM_BYTES + 1]; const char *before[2 * MAX_SCRIPTS + 1]; int count; };
+struct scripts { char heads[MAX_SCRIPTS + 1][BINPRM_BYTES + 1]; const char *before[2 * MAX_SCRIPTS + 1]; int count; };
 
 /* Follow scripts to a program that is none; `before` is what comes before the arguments, last first. `is_asked`: it can still
- * be refused, and the host is asked. */
-static long resolve(const char *path, struct scripts *scripts, int is_asked)
+ * be refused, and the host is asked. `is_lost`: an interpreter would not find it. */
+static long resolve(const char *path, struct scripts *scripts, int is_asked, int is_lost)
 {
 	scripts->count = 0;
 	for (int depth = 0;; depth++) {
-		char *head = scripts->heads[depth < MAX_SCRIPTS ? depth : 0], *interpreter, *argument;
+		char *head = scripts->heads[depth], *interpreter, *argument;
 		long fd = open_program(path, is_asked);
 		if (fd < 0)
 			return fd;
+		memset(head, 0, sizeof scripts->heads[0]);
 		long length = sys4(17, fd, head, BINPRM_BYTES, 0);
 		if (length < 2 || head[0] != '#' || head[1] != '!') {
 			/* ELF, 64 bits, x86-64 */
@@ -108,10 +125,14 @@ static long resolve(const char *path, struct scripts *scripts, int is_asked)
 		sys1(NR_close, fd);
 		if (depth == MAX_SCRIPTS)
 			return -ELOOP;
-		long ret = parse_script(head, length, &interpreter, &argument);
+		long ret = parse_script(head, &interpreter, &argument);
+		if (!ret && is_lost)
+			ret = -ENOENT;
 		if (ret)
 			return ret;
-		scripts->before[scripts->count++] = path;
+		/* The path of an interpreter that is a script stands there already: as the first argument, which gives way to it. */
+		if (!depth)
+			scripts->before[scripts->count++] = path;
 		if (argument)
 			scripts->before[scripts->count++] = argument;
 		scripts->before[scripts->count++] = interpreter;
@@ -119,11 +140,11 @@ static long resolve(const char *path, struct scripts *scripts, int is_asked)
 	}
 }
 
-/* Tell whether a program could be executed: 0 or -errno. */
-long check_program(const char *path)
+/* Tell whether a program could be executed: 0 or -errno. `is_lost`: by its path nobody finds it after that. */
+long check_program(const char *path, int is_lost)
 {
 	struct scripts scripts;
-	long fd = resolve(path, &scripts, 1);
+	long fd = resolve(path, &scripts, 1, is_lost);
 	if (fd >= 0)
 		sys1(NR_close, fd);
 	return fd < 0 ? fd : 0;
@@ -166,7 +187,7 @@ long load_program(struct thread *t, const char *path, const char *name, char **a
 	static struct strings strings;
 	strings.fd = -1;
 	strings.inline_end = strings.bytes;
-	long fd = resolve(path, &scripts, !process.is_started);
+	long fd = resolve(path, &scripts, !process.is_started, 0);
 	if (fd < 0)
 		return fd;
 	note_exe(fd);

@@ -343,7 +343,7 @@ int table_fault(u64 address, int write, struct siginfo *info);
 long sys_clone(struct thread *t, struct ucontext *uc, u64 flags, const u64 *args);
 long sys_clone3(struct thread *t, struct ucontext *uc, u64 at, u64 size);
 long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags);
-long check_program(const char *path);
+long check_program(const char *path, int is_lost);
 void agent_start(void);
 
 static inline u64 string_length(const char *text)

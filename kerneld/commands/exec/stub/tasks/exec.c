@@ -8,6 +8,7 @@
 #define MAX_STRINGS (EXEC_AREA_BYTES / 8 / 2)
 #define AT_EMPTY_PATH 0x1000
 #define AT_SYMLINK_NOFOLLOW 0x100
+#define F_GETFD 1
 #define F_SETFD 2
 #define FD_CLOEXEC 1
 #define NR_newfstatat 262
@@ -33,14 +34,16 @@ static int is_link(const char *path)
 	return sys3(NR_readlink, path, &byte, 1) > 0;
 }
 
-struct path { char real[4352], name[4352]; };
+struct path { char real[4352], name[4352]; int is_lost; };
 
 /* Where the loader finds the program, and how the program is called: below a descriptor both go by way of that, and the
- * loader has one of its own, which an execve does not close. Source: Linux v6.8 fs/exec.c: alloc_bprm(). */
+ * loader has one of its own, which an execve does not close. If it closes that of the program, the program's path is lost.
+ * Source: Linux v6.8 fs/exec.c: alloc_bprm(). */
 static long take_path(int dirfd, const char *path, long flags, struct path *to, long *kept)
 {
 	long length = user_strlen(path);
 	char *real = to->real, *name = to->name, first = 0;
+	to->is_lost = 0;
 	if (length < 0)
 		return -EFAULT;
 	if (length >= 4096)
@@ -51,6 +54,7 @@ static long take_path(int dirfd, const char *path, long flags, struct path *to, 
 		*kept = is_hidden(dirfd) ? -EBADF : copy_hidden(dirfd);
 		if (*kept < 0)
 			return *kept;
+		to->is_lost = sys2(NR_fcntl, dirfd, F_GETFD) & FD_CLOEXEC;
 		memcpy(real, "/proc/self/fd/", 14);
 		memcpy(name, "/dev/fd/", 8);
 		real = put_number(real + 14, *kept) - 1;
@@ -70,7 +74,7 @@ static long exec_path(struct thread *t, struct ucontext *uc, const struct path *
 	char *words = (char *)(EXEC_AREA + sizeof *path);
 	const char **args = (const char **)(EXEC_AREA + 0x4000), **env = args + MAX_STRINGS;
 	descriptors_widen();
-	long ret = check_program(program);
+	long ret = check_program(program, path->is_lost);
 	descriptors_narrow();
 	if (ret)
 		return ret;
