@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,42 @@ import pytest
 from tests.native.inside import Inside
 from tests.support.client import Nursery
 from tests.support.watched_daemon import Daemon
+
+WHOLE = """
+import os, sys
+ZEROS, LONG = 1 << 20, 300000
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+
+def reads_zeros(_):
+    zeros = os.open("/dev/zero", os.O_RDONLY)
+    return sum(os.readv(zeros, [room]) != ZEROS for room in [bytearray(ZEROS)] * 100) + sum(
+        len(os.read(zeros, ZEROS)) != ZEROS for _ in range(400))
+
+def appends(child):
+    return sum(os.write(file, bytes([child]) * LONG) != LONG for _ in range(20))
+
+def reads_on(_):
+    parts = list(iter(lambda: os.read(file, LONG), b""))
+    return sum(len(part) != LONG or len(set(part)) != 1 for part in parts)
+
+for work in reads_zeros, appends, reads_on:
+    os.lseek(file, 0, os.SEEK_SET)
+    for child in range(4):
+        if not os.fork():
+            os._exit(work(child))
+    print(work.__name__, sorted(os.waitpid(-1, 0)[1] >> 8 for _ in range(4)), os.fstat(file).st_size, flush=True)
+os.unlink(sys.argv[1])
+"""
+SECTORS = """
+import mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
+memory = memoryview(mmap.mmap(-1, 1 << 20))
+memory[:] = bytes(range(256)) * 4096
+pieces = [memory[4096:8192], memory[512:1024], memory[65536:131072], memory[1024:1536]]
+print(os.writev(file, pieces), os.pwritev(file, pieces[::-1], 8192), os.pwritev(file, [memory], 0))
+print(os.readv(file, pieces), os.preadv(file, [memory[:4096], memory[8192:8704]], 512), bytes(memory[8192:8200]))
+os.unlink(sys.argv[1])
+"""
 
 
 class SmallDaemon(Daemon):
@@ -66,3 +105,21 @@ def test_pages_that_are_given_to_a_pipe(inside: Inside, programs: dict[str, Path
     output = inside.agrees([str(programs["vmsplice"])]).output
     assert "more than there is room for: 65536" in output
     assert "a bad piece behind a good one: 10" in output
+
+
+def test_a_read_or_write_is_whole(inside: Inside, tmp_path: Path) -> None:
+    """Of a device, also if the processor is wanted meanwhile; of a file, though others read on and append to it."""
+    output = inside.agrees([sys.executable, "-I", "-c", WHOLE, str(tmp_path / "file")]).output
+    assert output.count("[0, 0, 0, 0]") == 3
+
+
+def test_buffers_of_whole_sectors(inside: Inside, tmp_path: Path) -> None:
+    """A file that is opened with O_DIRECT is read and written by pieces that are aligned to sectors alone."""
+    path = tmp_path / "file"
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o600))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        pytest.skip("this file system has no O_DIRECT")
+    inside.agrees([sys.executable, "-I", "-c", SECTORS, str(path)])

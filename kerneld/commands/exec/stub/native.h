@@ -75,6 +75,7 @@ struct thread {
 		u64 big, big_bytes;	/* memory of its own, where the area has not enough room */
 		u64 next, end;	/* the room that is left for copies */
 	} bounce;
+	int reads_stream;	/* a read reads from a pipe, a socket or the like: what is there at once is what it gives */
 	int has_queued;		/* a signal for its tracer, since it came into the stub: traced.c */
 	u64 stop_at_exit;	/* its tracer has asked for a stop when it leaves the stub */
 	const struct ucontext *saved;	/* the program's registers, while it is in the stub */

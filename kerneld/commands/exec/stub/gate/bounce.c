@@ -13,6 +13,7 @@
 #include "../proc/hidden.h"
 
 #define MAX_IOVECS 1024
+#define SECTOR_BYTES 512
 #define MOST_AT 0x10000
 #define IS_INT 2
 #define MOST_RECORDS 0x100000	/* in one answer of epoll_wait(): far below what it refuses */
@@ -90,11 +91,20 @@ static int is_user(u64 start, u64 length)
 	return start + length >= start && (int64_t)(start + length) >= 0;
 }
 
+/* How much a buffer's copy is moved up: one of whole sectors, in the program's memory, may be for O_DIRECT. */
+static u64 to_sector(u64 at, u64 user, u64 length)
+{
+	return (user | length) % SECTOR_BYTES ? 0 : -at % SECTOR_BYTES;
+}
+
 /* A buffer, as far as there is room. */
 static u64 buffer(struct thread *t, u64 user, u64 *length, int write)
 {
 	if (!is_user(user, *length) || !*length)
 		return 0;
+	u64 up = to_sector(t->bounce.next, user, *length);
+	if (up < t->bounce.end - t->bounce.next)
+		t->bounce.next += up;
 	u64 at = take_room(t, length);
 	if (!at)
 		return 0;
@@ -115,7 +125,7 @@ static u64 iovecs(struct thread *t, u64 user, u64 *count, int write)
 		return 0;
 	u64 total = 0;
 	for (u64 i = 0; i < *count; i++)
-		total += copy[i].length < HUGE_BYTES ? (copy[i].length + 63) & -64UL : HUGE_BYTES;
+		total += copy[i].length < HUGE_BYTES ? (copy[i].length + 63 + to_sector(1, copy[i].base, copy[i].length)) & -64UL : HUGE_BYTES;
 	reserve_room(t, total);
 	for (u64 i = 0; i < *count; i++) {
 		u64 wanted = copy[i].length, length = wanted, at = 0;

@@ -100,12 +100,15 @@ long direct_call(struct thread *t, long nr, const u64 *args)
 	return bounce_out(t, user_call(t, nr, copies));
 }
 
-/* Make a call if it need not wait: then it need not come back from the gate. */
-static long try_now(long nr, const u64 *args)
+/* Make a call if it need not wait: then it need not come back from the gate. A device that is not to wait may give less
+ * than it would. Source: Linux v6.8 drivers/char/mem.c:read_iter_zero(). */
+static long try_now(const struct thread *t, long nr, const u64 *args)
 {
 	struct { u64 base, length; } iovec = {args[1], args[2]};
 	switch (nr) {
 	case NR_read:
+		if (!t->reads_stream)
+			break;
 		return sys6(NR_preadv2, args[0], (long)&iovec, 1, -1, -1, RWF_NOWAIT);
 	case NR_recvfrom:
 		if (args[3] & MSG_WAITALL)
@@ -139,7 +142,7 @@ void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args)
 	} else if (may_wait(nr)) {
 		memcpy(copies, args, sizeof copies);
 		bounce_in(t, row, copies);
-		long ret = args[1] == copies[1] ? -EAGAIN : try_now(nr, copies);
+		long ret = args[1] == copies[1] ? -EAGAIN : try_now(t, nr, copies);
 		if (ret >= 0)
 			uc->mc.rax = bounce_out(t, ret);
 		else

@@ -3,7 +3,7 @@
  * memory, and after one that writes kerneld reads what has changed.
  *
  * Nearly no file that is read or written is mapped: kerneld keeps a table of those in the first page of the RAM. */
-#include "../native.h"
+#include "../gate/bounce.h"
 
 #define BUCKETS 2048
 #define NR_fstat 5
@@ -13,6 +13,8 @@
 #define WHOLE (1UL << 62)
 #define S_IFMT 0170000
 #define S_IFREG 0100000
+#define S_IFIFO 0010000
+#define S_IFSOCK 0140000
 #define CHUNK 0xf000UL
 #define MAX_IOVECS 1024
 #define F_GETFL 3
@@ -35,14 +37,18 @@ void files_start(void)
 	sys6(NR_mmap, (u64)mapped_files, PAGE_BYTES, 1, 0x11, process.ram_fd, 0);
 }
 
-struct look { int is_regular, is_plain, bucket; u64 device, size; };
+struct look { int is_regular, is_plain, is_stream, bucket; u64 device, size; };
 
 /* Look at a descriptor's file. A plain one is on a disk or in memory: its reads and writes wait for nobody. */
 static struct look look_at(int fd)
 {
 	u64 status[18];
 	struct look look = {0};
-	if (fd < 0 || sys2(NR_fstat, fd, status) || (((u32 *)status)[6] & S_IFMT) != S_IFREG)
+	if (fd < 0 || sys2(NR_fstat, fd, status))
+		return look;
+	u32 type = ((u32 *)status)[6] & S_IFMT;
+	look.is_stream = type == S_IFIFO || type == S_IFSOCK || !type;	/* of no type: eventfd(2) and its like */
+	if (type != S_IFREG)
 		return look;
 	look.is_regular = 1;
 	look.device = status[0];
@@ -220,29 +226,44 @@ static int truncate_call(struct thread *t, const u64 *args, long *ret)
 	return 1;
 }
 
-/* Read or write a plain file piece by piece. */
-static long plain_file(int fd, int is_write, char *buffer, u64 user, u64 length, const u64 *offset)
+static long plain_piece(int fd, int is_write, char *buffer, u64 user, u64 wanted, const u64 *offset, u64 done)
 {
-	long done = 0;
-	while ((u64)done < length) {
-		u64 wanted = length - done < BUFFER_BYTES ? length - done : BUFFER_BYTES, part = wanted;
-		if (is_write)
-			part = copy_in((u64)buffer, user + done, wanted);
-		long nr = (is_write ? NR_write : NR_read) + (offset ? NR_pread64 : 0);
-		long ret = part ? sys4(nr, fd, buffer, part, offset ? *offset + done : 0) : -EFAULT;
-		if (ret > 0 && !is_write) {
-			u64 put = copy_out(user + done, (u64)buffer, ret);
-			if (put < (u64)ret && !offset)
-				sys3(NR_lseek, fd, put - ret, SEEK_CUR);
-			ret = put ? (long)put : -EFAULT;
-		}
+	u64 part = is_write ? copy_in((u64)buffer, user, wanted) : wanted;
+	long nr = (is_write ? NR_write : NR_read) + (offset ? NR_pread64 : 0);
+	long ret = part ? sys4(nr, fd, buffer, part, offset ? *offset + done : 0) : -EFAULT;
+	if (ret <= 0 || is_write)
+		return ret;
+	u64 put = copy_out(user, (u64)buffer, ret);
+	if (put < (u64)ret && !offset)
+		sys3(NR_lseek, fd, put - ret, SEEK_CUR);
+	return put ? (long)put : -EFAULT;
+}
+
+/* Read or write a plain file piece by piece. A read or write is one piece, if it is not very long: nobody else's comes in
+ * between who has the same open file, or appends to it. (Linux makes no such promise for pread.) */
+static long plain_file(struct thread *t, const u64 *args, int is_write, const u64 *offset)
+{
+	u64 user = args[1], length = args[2], most = BUFFER_BYTES, done = 0;
+	char *buffer = t->buffer;
+	room_begin(t);
+	if (length > most && (is_write || !offset))
+		fresh_room(t, length < BIG_BYTES ? length : BIG_BYTES);
+	if (t->bounce.big) {
+		buffer = (char *)t->bounce.big;
+		most = t->bounce.big_bytes;
+	}
+	long ret = 0;
+	while (done < length) {
+		u64 wanted = length - done < most ? length - done : most;
+		ret = plain_piece(args[0], is_write, buffer, user + done, wanted, offset, done);
 		if (ret <= 0)
-			return done ? done : ret;
+			break;
 		done += ret;
 		if ((u64)ret < wanted)
 			break;
 	}
-	return done;
+	room_release(t);
+	return done ? (long)done : ret;
 }
 
 /* Make a call on a file that is mapped, or on a plain one: 1 and its result, or 0 where the host makes it. */
@@ -253,6 +274,7 @@ int file_call(struct thread *t, const u64 *args, long nr, long *ret)
 		return truncate_call(t, args, ret);
 	find_fds(args, nr, &from, &to);
 	struct look source = look_at(from), target = look_at(to);
+	t->reads_stream = source.is_stream;
 	if ((source.is_regular && view_call(t, args, nr, from, source.device, source.size, 0, ret)) ||
 	    (target.is_regular && view_call(t, args, nr, to, target.device, target.size, 1, ret)))
 		return 1;
@@ -265,6 +287,6 @@ int file_call(struct thread *t, const u64 *args, long nr, long *ret)
 	int is_write = nr == NR_write || nr == NR_pwrite64;
 	if (!(is_write ? target.is_plain : source.is_plain && (nr == NR_read || nr == NR_pread64)) || !args[2] || (long)args[2] < 0)
 		return 0;
-	*ret = plain_file(args[0], is_write, t->buffer, args[1], args[2], nr == NR_pread64 || nr == NR_pwrite64 ? &args[3] : 0);
+	*ret = plain_file(t, args, is_write, nr == NR_pread64 || nr == NR_pwrite64 ? &args[3] : 0);
 	return 1;
 }
