@@ -15,7 +15,7 @@ from tests.support.client import Nursery
 from tests.support.watched_daemon import Daemon
 
 WHOLE = """
-import os, sys
+import os, socket, sys, time
 ZEROS, LONG = 1 << 20, 300000
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
 
@@ -31,7 +31,19 @@ def reads_on(_):
     parts = list(iter(lambda: os.read(file, LONG), b""))
     return sum(len(part) != LONG or len(set(part)) != 1 for part in parts)
 
-for work in reads_zeros, appends, reads_on:
+def reads_much(child):
+    ends = socket.socketpair() if child % 2 else (socket.create_connection(server.getsockname()), server.accept()[0])
+    ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 5)
+    if not os.fork():
+        for _ in range(20):
+            time.sleep(0.002)
+            ends[1].send(b"x")
+        os._exit(0)
+    ways = ends[0].recv, lambda room: os.read(ends[0].fileno(), room)
+    return sum(len(ways[i % 2](100)) < 5 for i in range(2))
+
+server = socket.create_server(("127.0.0.1", 0))
+for work in reads_zeros, appends, reads_on, reads_much:
     os.lseek(file, 0, os.SEEK_SET)
     for child in range(4):
         if not os.fork():
@@ -108,9 +120,12 @@ def test_pages_that_are_given_to_a_pipe(inside: Inside, programs: dict[str, Path
 
 
 def test_a_read_or_write_is_whole(inside: Inside, tmp_path: Path) -> None:
-    """Of a device, also if the processor is wanted meanwhile; of a file, though others read on and append to it."""
+    """Of a device, also if the processor is wanted meanwhile; of a file, though others read on and append to it.
+
+    And of a socket as much as it is to have at the least.
+    """
     output = inside.agrees([sys.executable, "-I", "-c", WHOLE, str(tmp_path / "file")]).output
-    assert output.count("[0, 0, 0, 0]") == 3
+    assert output.count("[0, 0, 0, 0]") == 4
 
 
 def test_buffers_of_whole_sectors(inside: Inside, tmp_path: Path) -> None:

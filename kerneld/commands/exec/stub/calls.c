@@ -12,6 +12,8 @@
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
 #define PR_SET_VMA 0x53564d41
+#define SOL_SOCKET 1
+#define SO_RCVLOWAT 18
 #define ANON_VMA_NAME_MAX_LEN 80
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
@@ -200,6 +202,9 @@ static int own_call(struct thread *t, const u64 *args, long nr, long *ret)
 		return sysinfo_call(t, args, ret);
 	case NR_readlink: case NR_readlinkat:
 		return readlink_call(t, args, nr, ret);
+	case 54:	/* setsockopt() */
+		process.has_low_water |= (int)args[1] == SOL_SOCKET && (int)args[2] == SO_RCVLOWAT;
+		return 0;
 	case 78: case 217:	/* getdents() */
 		return getdents_call(t, args, nr, ret);
 	case 105: case 106: case 113: case 114: case 117: case 119: case 122: case 123: case 126: case 272: case 308:

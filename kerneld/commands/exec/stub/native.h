@@ -105,6 +105,7 @@ struct process {
 	int is_tracer;
 	int has_odd_children;	/* it has made some that end with another signal than SIGCHLD */
 	int has_userfaultfds;	/* has or has had */
+	int has_low_water;	/* it has asked for sockets that give nothing before they have much (SO_RCVLOWAT) */
 	int has_sharers;	/* other processes use or have used this memory: its agent may live longer than this one */
 	int stub_fd;		/* the stub's own file, for the next execve */
 	u64 generation;

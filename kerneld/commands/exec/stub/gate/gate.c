@@ -101,10 +101,13 @@ long direct_call(struct thread *t, long nr, const u64 *args)
 }
 
 /* Make a call if it need not wait: then it need not come back from the gate. A device that is not to wait may give less
- * than it would. Source: Linux v6.8 drivers/char/mem.c:read_iter_zero(). */
+ * than it would, and so may a socket with SO_RCVLOWAT. Source: Linux v6.8 drivers/char/mem.c:read_iter_zero(),
+ * net/ipv4/tcp.c:tcp_recvmsg_locked(). */
 static long try_now(const struct thread *t, long nr, const u64 *args)
 {
 	struct { u64 base, length; } iovec = {args[1], args[2]};
+	if (process.has_low_water)
+		return -EAGAIN;
 	switch (nr) {
 	case NR_read:
 		if (!t->reads_stream)
