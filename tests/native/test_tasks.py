@@ -33,6 +33,11 @@ def test_a_task_that_ends_touches_nothing_of_its_own_memory(inside: Inside, prog
     assert output == "40 40 40 40 40 40\nanother program\n"
 
 
+def test_a_process_may_end_while_its_threads_begin(inside: Inside, programs: dict[str, Path]) -> None:
+    """kerneld refuses a thread whose process has ended. That is no failure: nothing is said, and the status stays."""
+    assert inside.run([str(programs["brief_threads"]), "150"]) == End(0, "right: 150\n", "")
+
+
 def test_threads_and_children_that_wait_for_several_futexes(inside: Inside, programs: dict[str, Path]) -> None:
     """Each sleeps for its parent when it waits there: what it waits for of kerneld does not count."""
     if tuple(map(int, os.uname().release.split(".")[:2])) < (5, 16):

@@ -58,12 +58,18 @@ void die(const char *why)
 	end_by_sigkill();
 }
 
-/* The connection has ended. */
-void gone(void)
+/* kerneld serves the thread no more. If another thread has told it that the process ends, the host ends this one too. */
+static void __attribute__((noreturn)) die_unless_ending(const char *why)
 {
 	while (__atomic_load_n(&process.is_ending, __ATOMIC_SEQ_CST))
 		sys0(NR_pause);
-	die("kerneld has gone");
+	die(why);
+}
+
+/* The connection has ended. */
+void gone(void)
+{
+	die_unless_ending("kerneld has gone");
 }
 
 long gate_of(struct thread *t)
@@ -221,7 +227,7 @@ struct answer go_native(struct thread *t, u64 flags, const struct request *first
 		take_native(&answers[1], fd);
 		fd += 2;
 	} else if (answers[1].ret < 0) {
-		die("kerneld refuses a thread or a child");
+		die_unless_ending("kerneld refuses a thread or a child");
 	}
 	if (!t->is_brief && answers[2].ret > 0 && *fd >= 0) {
 		ring_open(t, *fd);
@@ -235,7 +241,7 @@ void attach(struct thread *t, u64 flags, u64 tid, u64 token)
 {
 	struct request request = {.nr = KD_ATTACH, .args = {1, tid, token}};
 	if (go_native(t, flags, &request, 0, 0, 0, 0).ret < 0)
-		die("kerneld refuses to attach the program");
+		die_unless_ending("kerneld refuses to attach the program");
 }
 
 /* The program begins. If it is traced, its tracer sees it at its first instruction. */
