@@ -136,8 +136,6 @@ class Loop:
     def turn(self, timeout_seconds: float | None = None) -> None:
         """Wait until a descriptor is ready, and serve the ready ones, as many as one turn has time for."""
         events = self._wait(timeout_seconds)
-        if self._given:
-            self._kernel.advances.book()
         if self._changes:
             self._kernel.files_changed()
             events = self._without_changes(events)
@@ -154,6 +152,9 @@ class Loop:
             self._watch(session)
         else:
             self._serve_all(events)
+        if self._given:
+            # A fault has its answer by now: it needs nothing of what other faults leave.
+            self._kernel.advances.book()
         if self._dying:
             self._kernel.reap_memory()
             if not self._dying and not self._sessions:

@@ -136,8 +136,7 @@ class Service:
             self._hang_up(session)
             return
         outcome = None
-        if session.thread is not None and session.thread.tlb is not None:
-            session.thread.tlb.begin(inbox.view)
+        session.begin_request(inbox.view, by_ring=False)
         if ancillary == session.usual and not flags & MSG_CUT:
             outcome = answer_usual(session, inbox.view, length)
             if isinstance(outcome, Batch):
@@ -154,13 +153,13 @@ class Service:
     def _answer_ring(self, session: Session, ring: Ring) -> None:
         """Take the datagram in a session's ring and answer it."""
         length = ring.take()
-        if session.thread is not None and session.thread.tlb is not None:
-            session.thread.tlb.begin(ring.requests)
+        session.begin_request(ring.requests, by_ring=True)
         outcome = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
         if not isinstance(outcome, bytes):
             outcome = self.fair.begin(outcome) or self._answer(session, ring.datagram(length, session.sender))
         if outcome is not None:
             self._send(session, outcome)
+        session.on_answered()
 
     def _send(self, session: Session, outcome: Outcome | Batch | bytes) -> None:
         """Send the answer to a datagram, and close the connection if the answer says so."""

@@ -107,6 +107,19 @@ class Session:
             thread.advances = Advances(self.ring.advances, tlb, thread.process, call.kernel.advances)
         return Answer(RING_BYTES, fds=(fd,))
 
+    def begin_request(self, datagram: memoryview, *, by_ring: bool) -> None:
+        """Note that a request has come, by the ring or by the socket."""
+        thread = self.thread
+        if thread is not None and thread.tlb is not None:
+            thread.tlb.begin(datagram)
+            if by_ring and thread.advances is not None:
+                thread.advances.is_answered_first = True
+
+    def on_answered(self) -> None:
+        """Do what has waited until the answer to a request of the ring was there."""
+        if self.thread is not None and self.thread.advances is not None:
+            self.thread.advances.on_answered()
+
     def _close_ring(self) -> None:
         ring, self.ring = self.ring, None
         if ring is not None:

@@ -141,8 +141,9 @@ def _fault(call: Call) -> int:
         if thread.delivered is not None:
             return 0
         if grant(address) & wanted:
-            if access & PF_WRITE and thread.advances is not None:
-                thread.advances.offer(mm, address, is_present=~paddr & PF_PROT != 0)
+            if thread.advances is not None:
+                is_write, is_present = access & PF_WRITE != 0, ~paddr & PF_PROT != 0
+                thread.advances.offer(mm, address, is_write=is_write, is_present=is_present)
             return 0
     raise KernelBug(f"the fault at {address:#x} (access {access:#x}) comes again and again")
 

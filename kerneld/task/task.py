@@ -10,7 +10,7 @@ It is empty exactly when the process has ended or no thread is attached yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from signal import SIGKILL
 from typing import Protocol
@@ -22,7 +22,7 @@ from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import mmput
 from kerneld.task.capability import ALL_CAPS
 from kerneld.task.sched import TASK_INTERRUPTIBLE, RunQueue, switch_mm
-from shared.uapi.page import Pid, Vaddr
+from shared.uapi.page import TASK_SIZE, Pid, Vaddr
 from shared.uapi.signals import Disposition
 from shared.wire import SigInfo
 
@@ -93,17 +93,29 @@ class ThreadTlb(Protocol):
 class ThreadAdvances(Protocol):
     """The interface of what a native program's thread has been given in advance; see `kerneld.tlb.advances`."""
 
+    is_answered_first: bool
+    """Whether the thread has the answer to its fault before it is given pages."""
+
+    def on_answered(self) -> None:
+        """Give what the thread's last fault has asked for: it has its answer."""
+
     def begin_request(self) -> None:
         """Note that the thread makes a request."""
 
     def on_fault(self, address: Vaddr) -> None:
         """Note that the thread asks about an address."""
 
-    def offer(self, mm: MmStruct, address: Vaddr, *, is_present: bool) -> None:
-        """Give pages in advance, after a write fault at an address; `is_present`: at a page that could be read."""
+    def offer(self, mm: MmStruct, address: Vaddr, *, is_write: bool, is_present: bool) -> None:
+        """Give pages in advance, after a fault at an address; `is_present`: at a page that could be read."""
 
-    def recall(self) -> None:
-        """Take everything back that is not taken yet."""
+    def book(self, *, and_windows: bool = False) -> None:
+        """Book the faults of the pages that the thread has taken, and those of its windows."""
+
+    def check(self) -> Iterator[str]:
+        """Yield a line of text for each page that is given and must not be."""
+
+    def recall(self, start: Vaddr = 0, end: Vaddr = TASK_SIZE) -> None:
+        """Take back what is not taken yet and lies in [start, end), and the windows of the mappings there."""
 
     def end(self) -> None:
         """End the use of the memory, or of the ring: the thread takes no page any more."""

@@ -1,14 +1,19 @@
 """Advances: pages that a native program may take by itself, with the frames for them.
 
 A program that begins takes hundreds of faults in pages that lie side by side, and the way to kerneld and back costs
-more than what kerneld does for one. So after a write fault kerneld gives the next pages in advance: their addresses and
-frames are in memory that the stub reads (docs/abi.md, "Advances"). At the first write to such a page the stub maps it
-and says that the page is taken. kerneld books the fault before it does anything else: each turn of the loop begins with
-that (`AllAdvances.book`). So nobody can ask for a state in which the fault is missing.
+more than what kerneld does for one. So after a write fault kerneld gives the pages around it in advance: their
+addresses and frames are in memory that the stub reads (docs/abi.md, "Advances"). At the first write to such a page the
+stub maps it and says that the page is taken. kerneld books the fault later, but before any request that is no fault is
+served (`kerneld/syscalls/advance.py`), and at the end of each turn of the loop. So nobody can ask for a state in which
+the fault is missing. Another fault needs nothing of what this one leaves: it has its answer first, unless it may map
+pages of the same file. Read faults of files have windows in the place of frames: see `kerneld.tlb.windows`.
+
+A thread that has a processor of its own (its request came by the ring) goes on while it is given pages; the word
+ADVANCES_COMING tells its stub to wait for them at its next fault.
 
 Nothing is given while somebody could see the difference: with a shadow page table, while anything is traced, to a
 process of several threads, or where memory is short. An advance is *recalled* before anything else may change its
-pages: by its own program's next call that is no fault, and by every request that looks at another process or changes
+pages: by its own program's calls that change the mapping, and by every request that looks at another process or changes
 it. A recall needs nobody's answer. The stub says that it is busy with an advance, then looks whether that is recalled;
 kerneld says that it is recalled, then looks whether the stub is busy. So one of them sees the other. If the stub is
 busy, its page is not taken, or it is taken and the stub asks kerneld about it; the frame stays given until the
@@ -19,11 +24,12 @@ Owns the advances of each thread. Knows no socket. Linux has nothing equal.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_MKDIRTY, PTE_RW, make_pte
 from kerneld.mm.fault import advance as pages_ahead
@@ -31,9 +37,11 @@ from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.vma import Vma
 from kerneld.tlb.rights import PAGE_BITS, tlb_word
 from kerneld.tlb.tlb import Tlb
+from kerneld.tlb.windows import Windows, fence
 from shared.uapi.native import (
     ADVANCE_BUSY,
     ADVANCE_COPY,
+    ADVANCE_FROM,
     ADVANCE_OFFSETS,
     ADVANCE_PAGES,
     ADVANCE_PAGES_MOST,
@@ -42,27 +50,25 @@ from shared.uapi.native import (
     ADVANCE_START,
     ADVANCE_TAKEN,
     ADVANCE_WORDS,
+    ADVANCES_COMING,
     ADVANCES_COUNT,
     NR_ADVANCES,
+    ROW_OFFSETS,
+    SOURCE_OFFSETS,
 )
-from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Pfn, Vaddr
+from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, TASK_SIZE, Pfn, Vaddr
 
 if TYPE_CHECKING:
     from kerneld.mm.frames.frames import Frames
     from kerneld.task.task import Process
 
-FEW_PAGES = 16
-"""The number of pages in the first advance of a row; the next of the same row have twice as many, up to 64."""
-FEWEST_PAGES = 2
-"""The fewest pages of an advance: one alone would cost as much as its fault."""
 _MOST_KEPT = 128
 """The most frames that a thread keeps for its next advances."""
 _MOST_THREADS = 32
 """The most threads that have advances: each turn of the loop reads a word of each."""
 _BIT = [1 << number for number in range(ADVANCE_PAGES_MOST)]
+_start = attrgetter("start")
 _NO_OFFSETS = np.zeros((0, 0), dtype=np.uint64)
-_fence = threading.Lock()
-"""To take it orders this thread's earlier stores before its later loads: an atomic instruction does both."""
 
 
 class _Advance:
@@ -70,16 +76,17 @@ class _Advance:
 
     __slots__ = ("booked", "end", "is_copy", "number", "pages", "pfns", "rights", "start")
 
-    def __init__(self, number: int, start: Vaddr, pages: int, rights: int, *, is_copy: bool) -> None:
+    def __init__(self, number: int, start: Vaddr, pages: int, rights: int) -> None:
         self.number = number
         """Its place in the memory behind the ring."""
         self.start, self.end = start, start + (pages.bit_length() << PAGE_SHIFT)
-        self.pages, self.is_copy = pages, is_copy
-        """`pages`: a bit for each page from `start` on that may be taken. `is_copy`: each becomes a copy of a file's
-        page."""
+        self.pages = pages
+        """A bit for each page from `start` on that may be taken."""
+        self.is_copy = rights & (ADVANCE_COPY | ADVANCE_FROM) != 0
+        """Whether each becomes a copy of a file's page."""
         self.pfns: dict[int, Pfn] = {}
         """The frame of each page that is not booked, by its number from `start` on."""
-        self.rights = rights
+        self.rights = rights & PAGE_BITS
         """The bits of the TLB word of each page."""
         self.booked = 0
         """A bit for each page whose fault is booked."""
@@ -91,20 +98,31 @@ class Advances:
     def __init__(self, words: memoryview, tlb: Tlb, process: Process, all_of_them: AllAdvances) -> None:
         """`words` is that memory, in words of 64 bits. The thread is one of `process` and uses the memory of `tlb`."""
         self._words = words
-        self._offsets = np.frombuffer(words, dtype=np.uint64)[ADVANCE_OFFSETS:].reshape(NR_ADVANCES, ADVANCE_PAGES_MOST)
+        offsets = np.frombuffer(words, dtype=np.uint64)[ADVANCE_OFFSETS:ROW_OFFSETS]
+        self._offsets = offsets.reshape(NR_ADVANCES, ADVANCE_PAGES_MOST)
         """The offsets of the frames in the RAM's file, a row for each advance."""
+        self._sources = np.frombuffer(words, dtype=np.uint64)[SOURCE_OFFSETS:].reshape(NR_ADVANCES, ADVANCE_PAGES_MOST)
+        """The same of the frames that are to be copied."""
         self._tlb = tlb
         self._process = process
+        self._windows = Windows(words, tlb, process)
         self._all = all_of_them
         self._given = all_of_them.frames.given
         self._live: list[_Advance] = []
         """Those that are not recalled, the oldest first."""
         self._counted = 0
+        self._stamps = range(0)
+        """The time by the clock of the LRU lists at which the pages came that are not booked."""
         self._kept: list[Pfn] = []
         """Frames for the next advances. What the program may have written to them harms nobody but itself."""
         self._in_doubt: list[Pfn] = []
         """Frames that the stub may still write to: it was busy when their advance was recalled."""
         self._rights: dict[int, int] = {}
+        self.is_answered_first = False
+        """Whether the thread has the answer to its fault before it is given pages: it came by the ring, so the thread
+        has a processor of its own, and goes on meanwhile."""
+        self._wanted: tuple[MmStruct, Vma, Vaddr, bool, bool] | None = None
+        """The arguments of `offer`, for the time after the answer."""
         self._is_over = False
         tlb.advances.add(self)
 
@@ -117,53 +135,76 @@ class Advances:
             self._in_doubt = []
 
     def on_fault(self, address: Vaddr) -> None:
-        """Note that the thread asks about an address: an advance that gives this page is of no use, and is recalled."""
+        """Note that the thread asks about an address: so it has not mapped the page, and does not take it now."""
         self.begin_request()
+        self._windows.on_fault(address)
+        taken = min(self._words[ADVANCES_COUNT] - self._counted, NR_ADVANCES * ADVANCE_PAGES_MOST)
+        if taken > 0:
+            if any(advance.is_copy for advance in self._live):
+                # This fault may map pages of the file around it.
+                self.book()
+            else:
+                # They are booked later, and come to their LRU list before what this fault brings.
+                clock = self._all.frames.reserve_stamps(taken)
+                self._stamps = range(clock + 1, clock + 1 + taken)
         for advance in self._live:
             if advance.start <= address < advance.end:
-                if (advance.pages & ~advance.booked) >> (address - advance.start >> PAGE_SHIFT) & 1:
-                    self._recall([advance])
+                number = address - advance.start >> PAGE_SHIFT
+                if (advance.pages & ~advance.booked) >> number & 1:
+                    self._book(advance)
+                    if not advance.booked >> number & 1:
+                        self._withdraw(advance, number)
                 return
 
-    def offer(self, mm: MmStruct, address: Vaddr, *, is_present: bool) -> None:
-        """Give pages in advance, after a write fault at an address; `is_present`: at a page that could be read."""
+    def _withdraw(self, advance: _Advance, number: int) -> None:
+        """Take one page back, while the thread waits for its request."""
+        advance.pages ^= _BIT[number]
+        self._words[advance.number * ADVANCE_WORDS + ADVANCE_PAGES] = advance.pages
+        self._kept.append(advance.pfns.pop(number))
+
+    def offer(self, mm: MmStruct, address: Vaddr, *, is_write: bool, is_present: bool) -> None:
+        """Give pages in advance, after a fault at an address; `is_present`: at a page that could be read."""
         if self._is_over or len(self._tlb.views) != 1 or not self._all.may_give(mm, self._process):
             return
         vma = mm.vmas.lookup(address)
-        if vma is None or not pages_ahead.may_be_given(vma):
+        if vma is None or not (pages_ahead.may_be_given(vma) if is_write else pages_ahead.may_have_windows(vma)):
             return
-        start, numbers = (self._find_shared if is_present else self._find_empty)(mm, vma, address)
-        if len(numbers) < FEWEST_PAGES:
+        if self.is_answered_first:
+            self._wanted = mm, vma, address, is_write, is_present
+            self._words[ADVANCES_COMING] = 1
+        else:
+            self._offer(mm, vma, address, is_write, is_present)
+
+    def on_answered(self) -> None:
+        """Give what the thread's last fault has asked for: it has its answer. Nothing else has run since."""
+        self.is_answered_first = False
+        if self._wanted is not None:
+            wanted, self._wanted = self._wanted, None
+            self._offer(*wanted)
+            self._words[ADVANCES_COMING] = 0
+
+    def _offer(self, mm: MmStruct, vma: Vma, address: Vaddr, is_write: bool, is_present: bool) -> None:
+        if not is_write:
+            if self._given.are_plenty() and self._windows.offer(mm, vma, address):
+                self._all.note_live(self)
             return
+        start, end = pages_ahead.room_of(vma, address, is_present=is_present)
+        self.book()
+        self._recall([advance for advance in self._live if advance.start < end and start < advance.end])
+        kind, sources = 0, None
+        if is_present:
+            kind, may_be_given = ADVANCE_COPY, pages_ahead.find_shared(mm, vma, start, end)
+            if len(may_be_given):
+                may_be_given &= self._tlb.granted(start, len(may_be_given))
+        elif vma.file is None:
+            may_be_given = pages_ahead.find_empty(mm, vma, start, end)
+        else:
+            kind, (may_be_given, sources) = ADVANCE_FROM, pages_ahead.find_cached(mm, vma, start, end)
+        numbers = may_be_given.nonzero()[0].tolist()
         if len(self._kept) < len(numbers):
             self._kept += self._given.take()
-        if len(self._kept) >= len(numbers):
-            self._give(start, numbers, self._rights_of(vma), is_copy=is_present)
-
-    def _find_empty(self, mm: MmStruct, vma: Vma, address: Vaddr) -> tuple[Vaddr, Sequence[int]]:
-        """Return the empty pages behind the page that a fault has filled: where they begin, and their numbers."""
-        start, count = (address >> PAGE_SHIFT) + 1 << PAGE_SHIFT, FEW_PAGES
-        for advance in self._live:
-            if advance.end == start - PAGE_SIZE:
-                count = min(2 * advance.pages.bit_length(), ADVANCE_PAGES_MOST)
-                self._recall([advance])
-                break
-        for advance in self._live:
-            if start < advance.end and advance.start < start + (count << PAGE_SHIFT):
-                count = max(advance.start - start >> PAGE_SHIFT, 0)
-        return start, range(pages_ahead.find_empty(mm, vma, start, count) if count else 0)
-
-    def _find_shared(self, mm: MmStruct, vma: Vma, address: Vaddr) -> tuple[Vaddr, Sequence[int]]:
-        """Return the pages of the file around an address that the program can read; what of them is given is recalled.
-
-        Since then more of them may have come, by reads.
-        """
-        start, end = pages_ahead.window_of(vma, address)
-        self._recall([advance for advance in self._live if advance.start < end and start < advance.end])
-        is_shared = pages_ahead.find_shared(mm, vma, start, end)
-        if len(is_shared):
-            is_shared &= self._tlb.granted(start, len(is_shared))
-        return start, is_shared.nonzero()[0].tolist()
+        if numbers and len(self._kept) >= len(numbers):
+            self._give(start, numbers, self._rights_of(vma) | kind, sources)
 
     def _rights_of(self, vma: Vma) -> int:
         """Return the bits of the TLB word of a page that a write has brought."""
@@ -179,17 +220,20 @@ class Advances:
         used = {advance.number for advance in self._live}
         return next(number for number in range(NR_ADVANCES) if number not in used)
 
-    def _give(self, start: Vaddr, numbers: Sequence[int], rights: int, *, is_copy: bool) -> None:
-        count = len(numbers)
-        pages = (1 << count) - 1 if isinstance(numbers, range) else sum(map(_BIT.__getitem__, numbers))
-        advance = _Advance(self._number(), start, pages, rights, is_copy=is_copy)
+    def _give(self, start: Vaddr, numbers: list[int], rights: int, sources: npt.NDArray[np.int64] | None) -> None:
+        """Give the pages with these numbers from `start` on. `sources`: the frames that they become copies of."""
+        count, place = len(numbers), self._number()
+        pages = sum(map(_BIT.__getitem__, numbers))
+        advance = _Advance(place, start, pages, rights)
         frames, self._kept = self._kept[:count], self._kept[count:]
         advance.pfns = dict(zip(numbers, frames, strict=True))
-        words, at = self._words, advance.number * ADVANCE_WORDS
-        self._offsets[advance.number, numbers] = np.array(frames) << PAGE_SHIFT
+        self._offsets[place, numbers] = np.array(frames) << PAGE_SHIFT
+        if sources is not None:
+            self._sources[place, numbers] = sources[numbers] << PAGE_SHIFT
+        words, at = self._words, place * ADVANCE_WORDS
         words[at + ADVANCE_TAKEN] = words[at + ADVANCE_RECALLED] = 0
         words[at + ADVANCE_PAGES] = pages
-        words[at + ADVANCE_RIGHTS] = rights | (ADVANCE_COPY if is_copy else 0)
+        words[at + ADVANCE_RIGHTS] = rights
         words[at + ADVANCE_START] = start
         self._live.append(advance)
         self._all.note_live(self)
@@ -201,18 +245,30 @@ class Advances:
         """Whether the thread has taken pages that are not booked."""
         return bool(self._words[ADVANCES_COUNT] != self._counted)
 
-    def book(self) -> None:
-        """Book the faults of the pages that the thread has taken."""
+    def book(self, *, and_windows: bool = False) -> None:
+        """Book the faults of the pages that the thread has taken; those of its windows only if that is asked for.
+
+        A fault in a window leaves nothing in an order: no page comes to an LRU list. So they are booked many at once.
+        """
         words = self._words
         self._counted = words[ADVANCES_COUNT]
-        for advance in self._live:
+        self._given.stamps, self._stamps = self._stamps, range(0)
+        for advance in sorted(self._live, key=_start):
             if words[advance.number * ADVANCE_WORDS + ADVANCE_TAKEN] != advance.booked:
                 self._book(advance)
+        self._given.stamps = range(0)
+        if and_windows:
+            self._windows.book()
 
-    def recall(self) -> None:
-        """Take everything back that is not taken yet."""
+    def recall(self, start: Vaddr = 0, end: Vaddr = TASK_SIZE) -> None:
+        """Take back what is not taken yet and lies in [start, end), and the windows of the mappings there."""
         if self._live:
-            self._recall(list(self._live))
+            self._recall([advance for advance in self._live if advance.start < end and start < advance.end])
+        self._windows.recall(start, end)
+
+    def check(self) -> Iterator[str]:
+        """Yield a line of text for each page that is given and must not be."""
+        return self._windows.check()
 
     def give_up(self) -> None:
         """Take everything back, and free the frames."""
@@ -223,20 +279,20 @@ class Advances:
 
     def end(self) -> None:
         """End the use of the memory, or of the ring: the thread takes no page any more."""
-        self._is_over = True
+        self._is_over, self._wanted = True, None
         self.give_up()
         self._tlb.in_doubt += self._in_doubt
         self._in_doubt = []
         self._tlb.advances.discard(self)
         # The ring's memory can be unmapped now.
-        self._offsets = _NO_OFFSETS
+        self._offsets = self._sources = _NO_OFFSETS
+        self._windows.end()
 
     def _recall(self, advances: list[_Advance]) -> None:
         words = self._words
         for advance in advances:
             words[advance.number * ADVANCE_WORDS + ADVANCE_RECALLED] = 1
-        with _fence:
-            pass
+        fence()
         for advance in advances:
             is_busy = words[advance.number * ADVANCE_WORDS + ADVANCE_BUSY]
             self._book(advance)

@@ -384,6 +384,8 @@ class Tlb:
 
     def check_host(self, pid: Pid) -> None:
         """Check what the host maps in a process that uses the memory. Raises KernelBug."""
+        for advances in self.advances:
+            advances.book(and_windows=True)
         check_host(pid, self._granted)
 
     def check(self) -> list[str]:
@@ -393,4 +395,4 @@ class Tlb:
             base = number << PMD_SHIFT
             for at in np.flatnonzero(exceeds(granted, self._allowed(base))).tolist():
                 wrong.append(f"the TLB grants {granted[at]:#x} at {base + (at << PAGE_SHIFT):#x}")
-        return wrong
+        return wrong + [line for advances in self.advances for line in advances.check()]

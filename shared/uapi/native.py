@@ -37,7 +37,7 @@ FILE_SYNC_TRUNCATE = 8
 MMAP_SAME_FILE = 1 << 32
 """In the fd of an mmap without a descriptor: the lower half is the client's number of the file that it mapped last."""
 
-ADVANCES_BYTES = 8192
+ADVANCES_BYTES = 2 * 4096 + 16 * 4096 + 4096
 """The memory behind the ring of a native thread (`shared.uapi.ring`), for the pages that it may take by itself:
 docs/abi.md, "Advances"."""
 NR_ADVANCES, ADVANCE_WORDS, ADVANCE_PAGES_MOST = 8, 8, 64
@@ -47,9 +47,20 @@ ADVANCE_START, ADVANCE_PAGES, ADVANCE_RIGHTS, ADVANCE_RECALLED = range(4)
 and ADVANCE_COPY; whether no more may be taken."""
 ADVANCE_TAKEN, ADVANCE_BUSY = 4, 5
 """Words that the client writes: a bit for each page that it has taken; whether it is taking one."""
-ADVANCES_COUNT = NR_ADVANCES * ADVANCE_WORDS
-"""The word in which the client counts the pages that it has taken."""
+NR_ROWS, ROW_PAGES, WINDOW_PAGES = 16, 512, 16
+"""Behind the advances stand as many rows of windows, of the same words: the windows of a row have so many pages
+together, and a bit of ADVANCE_PAGES and ADVANCE_TAKEN stands for a window, of so many pages."""
+ADVANCES_COUNT = (NR_ADVANCES + NR_ROWS) * ADVANCE_WORDS
+ADVANCES_COMING = ADVANCES_COUNT + 1
+"""The word in which the client counts the pages that it has taken. The kernel's word that is 1 while it writes advances
+after an answer."""
 ADVANCE_OFFSETS = 512
 """From this word on the offset of the frame of each page in the RAM's file: 64 for each advance."""
-ADVANCE_COPY = 8
-"""In the rights of an advance: each page has to become a copy of what is mapped there."""
+ROW_OFFSETS = 1024
+"""The same for the pages of the rows: 512 for each row. An offset that is no multiple of a page: the page's window does
+not map it."""
+SOURCE_OFFSETS = ROW_OFFSETS + NR_ROWS * ROW_PAGES
+"""The same for the frames that are to be copied, 64 for each advance: with ADVANCE_FROM."""
+ADVANCE_COPY, ADVANCE_FROM = 8, 256
+"""In the rights of an advance: each page has to become a copy of what is mapped there; or nothing is mapped there, and
+it has to become a copy of another frame."""

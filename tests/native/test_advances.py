@@ -29,13 +29,13 @@ def file(tmp_path: Path) -> Path:
 
 
 class Touches:
-    """The program touches.c inside."""
+    """The program touches.c or reads.c inside."""
 
-    def __init__(self, inside: Inside, program: Path, file: Path) -> None:
-        self.process = inside.start([str(program), str(file)])
+    def __init__(self, inside: Inside, *words: object) -> None:
+        self.process = inside.start([str(word) for word in words])
         assert self.process.stdout is not None
-        pid, memory, mapped = self.process.stdout.readline().split()
-        self.pid, self.starts = int(pid), (int(memory, 16), int(mapped, 16))
+        pid, *starts = self.process.stdout.readline().split()
+        self.pid, self.starts = int(pid), [int(start, 16) for start in starts]
 
     def touch(self, count: int) -> None:
         assert self.process.stdin is not None
@@ -48,14 +48,26 @@ class Touches:
         return self.process.communicate()[0]
 
 
+def pagemap(inspector: Process, program: Touches, start: int) -> list[int]:
+    data = inspector.procread(f"{program.pid}/pagemap", start // PAGE * 8, PAGES * 8)
+    return [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+
+
 def own_pages(inspector: Process, program: Touches) -> int:
     """Return how many pages are the program's own: anonymous, and present."""
-    count = 0
-    for start in program.starts:
-        data = inspector.procread(f"{program.pid}/pagemap", start // PAGE * 8, PAGES * 8)
-        words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
-        count += sum(word & (_PRESENT | _FILE) == _PRESENT for word in words)
-    return count
+    return sum(
+        word & (_PRESENT | _FILE) == _PRESENT for start in program.starts for word in pagemap(inspector, program, start)
+    )
+
+
+def around(start: int, page: int) -> range:
+    """Return the pages that a read fault maps, of a mapping of PAGES pages.
+
+    Source: Linux v6.8 mm/memory.c:do_fault_around().
+    """
+    offset = (start // PAGE + page) % 512
+    first = max(offset - offset % 16, offset - page)
+    return range(first - offset + page, min(first + 16, 512, offset + PAGES - page) - offset + page)
 
 
 def faults(inspector: Process, pid: int) -> int:
@@ -121,3 +133,34 @@ def test_the_invariants_hold_meanwhile(
     inside.close()
     daemon.close()
     nursery.close()
+
+
+@pytest.mark.parametrize("step", [1, 37])
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_read_maps_the_pages_around_it(
+    inside: Inside, programs: dict[str, Path], inspector: Process, file: Path, step: int, looks: bool
+) -> None:
+    """Whether somebody looks after each step or at the end, and the program takes all by itself."""
+    reads = programs["reads"]
+    first = Touches(inside, reads, step, file)
+    first.touch(PAGES)  # The file is in the page cache now.
+    assert first.end() == f"right: {PAGES}\n"
+    program = Touches(inside, reads, step, file)
+    (start,) = program.starts
+    program.touch(0)
+    before, expected, missed = faults(inspector, program.pid), set[int](), 0
+    for page in (number * step % PAGES for number in range(PAGES)):
+        if looks:
+            program.touch(1)
+        if page not in expected:
+            missed += 1
+            expected.update(around(start, page))
+        if looks:
+            there = {at for at, word in enumerate(pagemap(inspector, program, start)) if word & _PRESENT}
+            assert there == expected
+            assert faults(inspector, program.pid) == before + missed
+    if not looks:
+        program.touch(PAGES)
+        assert faults(inspector, program.pid) == before + missed
+    assert exceeding_pages(program.pid, inspector) == []
+    assert program.end() == f"right: {PAGES}\n"

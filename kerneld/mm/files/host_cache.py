@@ -110,6 +110,17 @@ class HostCache:
         """
         return not (self._reclaim or self._in_flight or self._absent.meets(first, last))
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether pages that a fault has requested have not come yet."""
+        return bool(self._in_flight)
+
+    def uptodate_mask(self, first: int, last: int) -> npt.NDArray[np.bool_]:
+        """Return for each page of [first, last) what `is_uptodate` returns."""
+        if self._reclaim or self._in_flight:
+            return np.array([self.is_uptodate(index) for index in range(first, last)], dtype=np.bool_)
+        return ~self._absent.mask(first, last - first)
+
     # What happens to the file.
 
     def write(self, first: int, last: int) -> None:

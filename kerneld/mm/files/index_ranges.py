@@ -76,6 +76,7 @@ class IndexRanges:
     def mask(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Return for each index of [first, first + count) whether it is in the set."""
         there = np.zeros(count, dtype=np.bool_)
-        for i in range(0, len(self._bounds), 2):
+        low, high = bisect_right(self._bounds, first), bisect_left(self._bounds, first + count)
+        for i in range(low - low % 2, high, 2):
             there[max(self._bounds[i] - first, 0) : max(self._bounds[i + 1] - first, 0)] = True
         return there

@@ -13,10 +13,11 @@ Invariant: no node is empty.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, groupby
+from itertools import chain, groupby, repeat
 from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 _NODE_SHIFT = 12
 NODE_INDEXES = 1 << _NODE_SHIFT
@@ -92,6 +93,16 @@ class IndexMap(_Indexes[dict[int, int]]):
             return list(map(self.get, range(first, last)))
         node = self._nodes.get(first >> _NODE_SHIFT)
         return [None] * (last - first) if node is None else list(map(node.get, range(first, last)))
+
+    def numbers(self, first: int, last: int) -> npt.NDArray[np.int64]:
+        """Return the number of each index of [first, last), or -1."""
+        found = np.full(last - first, -1, dtype=np.int64)
+        for key in range(first >> _NODE_SHIFT, (last - 1 >> _NODE_SHIFT) + 1):
+            node = self._nodes.get(key)
+            if node is not None:
+                low, high = max(first, key << _NODE_SHIFT), min(last, key + 1 << _NODE_SHIFT)
+                found[low - first : high - first] = list(map(node.get, range(low, high), repeat(-1)))
+        return found
 
     def __getitem__(self, index: int) -> int:
         return self._nodes[index >> _NODE_SHIFT][index]

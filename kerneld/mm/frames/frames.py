@@ -280,11 +280,16 @@ class Frames:
 
     def stamp(self, pfns: Pfns) -> None:
         """Put frames at the head of their LRU list in this order; the last one is then the first of the list."""
-        if self.lru_clock + len(pfns) > LRU_CLOCK_END:
+        clock = self.reserve_stamps(len(pfns))
+        self.lru[pfns] = np.arange(clock + 1, clock + 1 + len(pfns), dtype=np.uint32)
+
+    def reserve_stamps(self, count: int) -> int:
+        """Let the clock of the LRU lists go on by `count`, and return what it was before."""
+        if self.lru_clock + count > LRU_CLOCK_END:
             self._turn_clock_back()
         clock = self.lru_clock
-        self.lru[pfns] = np.arange(clock + 1, clock + 1 + len(pfns), dtype=np.uint32)
-        self.lru_clock = clock + len(pfns)
+        self.lru_clock = clock + count
+        return clock
 
     def _turn_clock_back(self) -> None:
         """Give every frame a new stamp in the same order, before the stamps need more than 32 bits.

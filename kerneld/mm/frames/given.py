@@ -29,11 +29,18 @@ class GivenFrames:
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
         self.pfns: set[Pfn] = set()
+        self.stamps = range(0)
+        """The time by the clock of the LRU lists, for the next frames that are used; none: it is now."""
+
+    def are_plenty(self) -> bool:
+        """Return whether so many frames are free that nothing will be reclaimed soon."""
+        frames = self._frames
+        return frames.alloc_hook is None and frames.free_pages >= frames.watermark_high + _PLENTY
 
     def take(self) -> list[Pfn]:
         """Return 64 frames of zeros; none where memory is not plenty."""
         frames = self._frames
-        if frames.alloc_hook is not None or frames.free_pages < frames.watermark_high + _PLENTY:
+        if not self.are_plenty():
             return []
         pfns = frames.alloc_pages(_AT_ONCE)
         # The program may write to them from now on.
@@ -49,7 +56,11 @@ class GivenFrames:
         """
         frames = self._frames
         self.pfns.difference_update(pfns)
-        frames.stamp(np.array(pfns, dtype=np.int64))
+        if len(self.stamps) >= len(pfns) and self.stamps.stop <= frames.lru_clock + 1:
+            frames.lru[pfns] = self.stamps[: len(pfns)]
+            self.stamps = self.stamps[len(pfns) :]
+        else:
+            frames.stamp(np.array(pfns, dtype=np.int64))
         for pfn, index in zip(pfns, indexes, strict=True):
             frames.flags_at[pfn] = flags
             frames.mapping_at[pfn] = mapping

@@ -188,7 +188,7 @@ long tlb_unmap(u64 start, u64 length);
 long tlb_drop(u64 start, u64 length);
 void tlb_drop_all(void);
 int tlb_begin(struct thread *t);
-void tlb_put_taken(struct thread *t, u64 generation, u64 start, long prot, u64 offset);
+void tlb_put_taken(struct thread *t, u64 generation, u64 start, u64 length, long prot, u64 offset);
 void tlb_end(struct thread *t);
 
 /* advance.c */

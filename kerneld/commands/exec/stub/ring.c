@@ -4,7 +4,7 @@
 
 #define RINGS_START 0x6a3000000000UL
 #define RING_BYTES 0x10000UL
-#define ADVANCES_BYTES (2 * PAGE_BYTES)	/* behind the ring: advance.c */
+#define ADVANCES_BYTES (19 * PAGE_BYTES)	/* behind the ring: advance.c */
 #define RING_ROOM (RING_BYTES + ADVANCES_BYTES)
 #define X86_TRAP_GP 13
 #define REQUESTS 256

@@ -126,10 +126,10 @@ static void tlb_settle(long ret, u64 start, u64 length)
 		die("the host refuses a mapping of RAM");
 }
 
-/* Map a page that the program has taken, between tlb_begin() and tlb_end(). `generation` was read before it was taken. */
-void tlb_put_taken(struct thread *t, u64 generation, u64 start, long prot, u64 offset)
+/* Map pages that the program has taken, between tlb_begin() and tlb_end(). `generation` was read before that. */
+void tlb_put_taken(struct thread *t, u64 generation, u64 start, u64 length, long prot, u64 offset)
 {
-	tlb_settle(tlb_put(t, generation, start, PAGE_BYTES, prot, 0, offset), start, PAGE_BYTES);
+	tlb_settle(tlb_put(t, generation, start, length, prot, 0, offset), start, length);
 }
 
 void tlb_apply(struct thread *t, const struct tlb_record *record)
