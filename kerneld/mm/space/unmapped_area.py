@@ -108,7 +108,7 @@ def _find_gap(mm: MmStruct, length: int) -> Vaddr | None:
     In a bottom-up layout only the search upwards is made.
     """
     start, end = mm.reserved
-    downwards = [(PAGE_SIZE, mm.mmap_base)] if not end else [(end, mm.mmap_base), (PAGE_SIZE, start)]
+    downwards = [(PAGE_SIZE, mm.mmap_base)] if not end else [(end, mm.mmap_base), (PAGE_SIZE, min(start, mm.mmap_base))]
     for low, high in () if mm.is_bottom_up else downwards:
         found = mm.vmas.find_gap_below(low, high, length) if high - low >= length else None
         if found is not None:

@@ -264,6 +264,12 @@ class TestReserved:
         fill(mm, LOWEST, self.LOW)
         assert area(mm, 16) == MMAP_BASE
 
+    @pytest.mark.parametrize("top", [LOW - (1 << 29), LOW, LOW + (1 << 29)])
+    def test_the_search_begins_below_it(self, mm: MmStruct, top: int) -> None:
+        """With a limit of the stack's size that is large, or none, the top of the mmap area is far below the stack."""
+        mm.mmap_base = top
+        assert area(mm, 4) == min(top, self.LOW) - 4 * PAGE_SIZE
+
     def test_a_stack_does_not_grow_into_it(self, mm: MmStruct) -> None:
         grows_down(mm, self.HIGH + PAGE_SIZE, 1)
         load(mm, self.HIGH)
