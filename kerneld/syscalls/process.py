@@ -13,7 +13,7 @@ from kerneld.mm.files.file import File
 from kerneld.mm.limits import STACK_LIMIT_BYTES
 from kerneld.syscalls.answer import Answer, Call, Pieces, Work
 from kerneld.task.capability import CAP_SYS_RESOURCE
-from kerneld.task.exec import Binprm, do_execve
+from kerneld.task.exec import Binprm, check_program, do_execve
 from kerneld.task.exec_stack import Strings
 from kerneld.task.exit import do_exit, do_group_exit, zap_other_threads
 from kerneld.task.real_process import find_ppid
@@ -25,7 +25,7 @@ from shared.uapi.personality import ASKS, READ_IMPLIES_EXEC
 from shared.uapi.resource import NR_OPEN, RLIM_NLIMITS, RLIMIT_NOFILE
 from shared.uapi.syscalls import Exec
 
-_EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD | Exec.ENTRY | Exec.AUXV).value
+_EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD | Exec.ENTRY | Exec.AUXV | Exec.INTERPRETER_FD).value
 _ENTRY = struct.Struct("<QQ")
 _RLIMIT64 = struct.Struct("<QQ")
 _USAGE = struct.Struct("<QQQ")
@@ -137,7 +137,7 @@ def sys_execve(call: Call) -> int | Answer | Work:
     Raises EBADF without a descriptor, or if the second one is no memory file; EINVAL for unknown flags; EFAULT for
     strings without an end; and as `do_execve` does. The file is opened before the strings are read, as in Linux v6.8
     fs/exec.c:alloc_bprm(). All other threads of the process end, as in de_thread() there. Long strings are copied in
-    pieces.
+    pieces. With Exec.CHECK nothing of this is done: it returns 0, or raises what is wrong with the files.
     """
     return Work(_execve(call)).go_on()
 
@@ -149,20 +149,29 @@ def _execve(call: Call) -> Pieces:
     fd = call.take_own_fd()
     strings_fd = call.take_fd() if flags & Exec.STRINGS_FD and call.has_fd else None
     held: list[File] = []
+    own: list[int] = []
 
     def open_interpreter(path: str) -> File:
-        held.append(files.open_path(path, cred, call.process))
-        return held[-1]
+        opened = files.open_exec(own.pop(), cred, call.process) if own else files.open_path(path, cred, call.process)
+        held.append(opened)
+        return opened
 
     try:
         file = files.open_exec(fd, cred, call.process)
         held.append(file)
+        if flags & Exec.INTERPRETER_FD:
+            own.append(call.take_own_fd())
+        if flags & Exec.CHECK:
+            check_program(call.mm.frames, file, open_interpreter)
+            return 0
         filename, strings = _take_strings(call, file, strings_fd)
         extra = call.args[1:3] if flags & Exec.AUXV else (0, 0)
         dumpable, personality = files.may_read(file, cred), call.thread.personality
         bprm = Binprm(file, filename, strings, dumpable=dumpable, host_auxv=extra, personality=personality)
         entry = yield from do_execve(call.process, bprm, open_interpreter)
     finally:
+        for unused in own:
+            os.close(unused)
         for opened in held:
             files.put_unused(opened)
     # Linux v6.8 arch/x86/kernel/process_64.c:set_personality_64bit().

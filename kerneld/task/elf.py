@@ -7,7 +7,7 @@ Linux v6.8 fs/binfmt_elf.c: load_elf_phdrs(), elf_read(), total_mapping_size(), 
 
 | error in the file                                                 | program | interpreter |
 |-------------------------------------------------------------------|---------|-------------|
-| no ELF, another class, byte order, machine or type                | ENOEXEC | ELIBBAD     |
+| no ELF, another machine or type (its class says nothing)          | ENOEXEC | ELIBBAD     |
 | program headers of another size, none, over a page, out of file   | ENOEXEC | ELIBBAD     |
 | path of the interpreter under 2 or over 4,096 bytes, no NUL       | ENOEXEC | –           |
 | that path, or the interpreter's header, not wholly in the file    | EIO     | EIO         |
@@ -36,8 +36,7 @@ PATH_MAX = 4096
 _MAX_OFFSET = (1 << 63) - 1
 _MOST_KEPT = 64
 """The number of programs whose headers are remembered."""
-_IDENT = b"\x7fELF\2\1"
-"""The magic number, ELFCLASS64, ELFDATA2LSB."""
+_MAGIC = b"\x7fELF"
 _ET_EXEC, _ET_DYN, _EM_X86_64 = 2, 3, 62
 _PT_LOAD, _PT_INTERP, _PT_GNU_STACK = 1, 3, 0x6474_E551
 _PF_X, _PF_W, _PF_R = 1, 2, 4
@@ -172,7 +171,7 @@ def read_interpreter(frames: Frames, file: File) -> ElfImage:
 
 def _check_header(data: bytes) -> _Ehdr:
     header = _Ehdr._make(_EHDR.unpack(data))
-    if header.ident[:6] != _IDENT or header.type not in (_ET_EXEC, _ET_DYN) or header.machine != _EM_X86_64:
+    if header.ident[:4] != _MAGIC or header.type not in (_ET_EXEC, _ET_DYN) or header.machine != _EM_X86_64:
         raise SysError(errno.ENOEXEC)
     return header
 

@@ -196,12 +196,28 @@ def _load(
 
     Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary().
     """
+    return _lay_out(mm, cred, bprm, image, arguments, _find_interpreter(mm.frames, image, open_interpreter))
+
+
+def _find_interpreter(
+    frames: Frames, image: ElfImage, open_interpreter: Callable[[str], File]
+) -> tuple[File, ElfImage] | None:
     if image.interpreter is None:
-        return _lay_out(mm, cred, bprm, image, arguments, None)
+        return None
     interpreter = open_interpreter(image.interpreter)
     if not interpreter.readable:
         raise SysError(errno.EACCES)
-    return _lay_out(mm, cred, bprm, image, arguments, (interpreter, read_interpreter(mm.frames, interpreter)))
+    return interpreter, read_interpreter(frames, interpreter)
+
+
+def check_program(frames: Frames, file: File, open_interpreter: Callable[[str], File]) -> None:
+    """Raise the exceptions of `do_execve` for a file that is no program, or whose interpreter is none.
+
+    Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary(), up to its point of no return.
+    """
+    if not file.readable:
+        raise SysError(errno.EACCES)
+    _find_interpreter(frames, read_program(frames, file), open_interpreter)
 
 
 def _lay_out(

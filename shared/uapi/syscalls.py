@@ -98,3 +98,7 @@ class Exec(IntFlag):
     """The reply has the address of the first instruction and the stack pointer inline, 64 bits each."""
     AUXV = 8
     """args[1] and args[2] are AT_SYSINFO_EHDR and AT_MINSIGSTKSZ of the program; 0 for none."""
+    CHECK = 16
+    """Nothing is executed, no string is read. Only the file, and that of its interpreter, are checked."""
+    INTERPRETER_FD = 32
+    """The last descriptor is the interpreter's: the caller has opened what PT_INTERP names, below its own root."""

@@ -63,7 +63,25 @@ class TestExecveStrings:
         assert [pair for pair in pairs if pair[0] in (At.SYSINFO_EHDR, At.MINSIGSTKSZ)] == expected
 
     def test_flags_that_are_none(self, program: Program, true_fd: int) -> None:
-        assert self.execve(program, [true_fd], b"a\0name\0", 16, 1, 0) == -errno.EINVAL
+        assert self.execve(program, [true_fd], b"a\0name\0", 64, 1, 0) == -errno.EINVAL
+
+    def test_a_check_executes_nothing(self, program: Program, true_fd: int) -> None:
+        """The second descriptor stands for what PT_INTERP names: one that is no program, one that may not run, none."""
+        before = cmdline(program)
+        none = memory_file(b"no program")
+        try:
+            os.fchmod(none, 0o755)
+            given = Exec.CHECK | Exec.INTERPRETER_FD
+            assert self.execve(program, [true_fd], b"", Exec.CHECK) == 0
+            assert self.execve(program, [true_fd, true_fd], b"", given) == 0
+            assert self.execve(program, [true_fd, none], b"", given) == -errno.EIO
+            assert self.execve(program, [none], b"", Exec.CHECK) == -errno.ENOEXEC
+            os.fchmod(none, 0o644)
+            assert self.execve(program, [true_fd, none], b"", given) == -errno.EACCES
+            assert self.execve(program, [true_fd], b"", given) == -errno.EBADF
+        finally:
+            os.close(none)
+        assert cmdline(program) == before
 
     @pytest.mark.parametrize(("length", "code"), [(131_071, 0), (131_072, -errno.E2BIG)])
     def test_the_longest_argument_comes_in_a_file(self, program: Program, true_fd: int, length: int, code: int) -> None:

@@ -12,6 +12,8 @@
 #define MFD_CLOEXEC 1
 #define NR_stat 4
 #define NR_fstat 5
+#define NR_pread64 17
+#define PT_INTERP 3
 #define S_IFMT 0170000
 #define S_IFREG 0100000
 #define AT_EXECFN 31
@@ -35,11 +37,12 @@ static long check_regular(long ret, const u64 *status)
 	return !ret && (((const u32 *)status)[6] & S_IFMT) != S_IFREG ? -EACCES : ret;
 }
 
-/* Open a file that is to be executed; a descriptor or -errno. Another kind of file is not opened: a FIFO would wait. */
+/* Open a file that is to be executed; a descriptor or -errno. Another kind of file is not opened: a FIFO would wait. A path of
+ * no characters is the working directory here. */
 static long open_program(const char *path, int is_asked)
 {
 	u64 status[18];
-	long ret = check_regular(sys2(NR_stat, path, status), status), fd = ret ? ret : sys4(NR_openat, AT_FDCWD, path, O_CLOEXEC, 0);
+	long ret = *path ? check_regular(sys2(NR_stat, path, status), status) : -EACCES, fd = ret ? ret : sys4(NR_openat, AT_FDCWD, path, O_CLOEXEC, 0);
 	if (fd < 0)
 		return fd;
 	ret = check_regular(sys2(NR_fstat, fd, status), status);
@@ -88,8 +91,6 @@ static long parse_script(char *head, char **interpreter, char **argument)
 		p++;
 	if (p == end)
 		return -ENOEXEC;
-	if (!*p)
-		return -EACCES;	/* a name of no characters is the working directory, which is no program */
 	*interpreter = p;
 	while (*p && !is_blank(*p))
 		p++;
@@ -114,10 +115,10 @@ static long resolve(const char *path, struct scripts *scripts, int is_asked, int
 		if (fd < 0)
 			return fd;
 		memset(head, 0, sizeof scripts->heads[0]);
-		long length = sys4(17, fd, head, BINPRM_BYTES, 0);
+		long length = sys4(NR_pread64, fd, head, BINPRM_BYTES, 0);
 		if (length < 2 || head[0] != '#' || head[1] != '!') {
-			/* ELF, 64 bits, x86-64 */
-			if (length >= 20 && *(u32 *)head == 0x464c457f && head[4] == 2 && *(uint16_t *)(head + 18) == 62)
+			/* ELF, x86-64 */
+			if (length >= 20 && *(u32 *)head == 0x464c457f && *(uint16_t *)(head + 18) == 62)
 				return fd;
 			sys1(NR_close, fd);
 			return -ENOEXEC;
@@ -140,14 +141,52 @@ static long resolve(const char *path, struct scripts *scripts, int is_asked, int
 	}
 }
 
-/* Tell whether a program could be executed: 0 or -errno. `is_lost`: by its path nobody finds it after that. */
-long check_program(const char *path, int is_lost)
+struct program_header { u32 type, flags; u64 offset, vaddr, paddr, filesz, memsz, align; };
+
+/* Open the interpreter that an ELF file names, as this process finds it: in its directory, below its root. 0 or -errno;
+ * *interpreter is -1 if there is none, or if the file is damaged, of which kerneld knows what is to be said.
+ * Source: Linux v6.8 fs/binfmt_elf.c:load_elf_binary(). */
+static long open_interpreter(int fd, int is_asked, int *interpreter)
+{
+	struct { u64 ident[4], phoff, shoff; u32 flags; uint16_t ehsize, phentsize, phnum, rest[3]; } head;
+	struct program_header headers[PAGE_BYTES / sizeof(struct program_header)], *at = headers;
+	char path[PAGE_BYTES];
+	*interpreter = -1;
+	if (sys4(NR_pread64, fd, &head, sizeof head, 0) != sizeof head || head.phentsize != sizeof *at ||
+	    head.phnum > sizeof headers / sizeof *at)
+		return 0;
+	long bytes = head.phnum * sizeof *at;
+	if (sys4(NR_pread64, fd, headers, bytes, head.phoff) != bytes)
+		return 0;
+	while (at < headers + head.phnum && at->type != PT_INTERP)
+		at++;
+	if (at == headers + head.phnum || at->filesz < 2 || at->filesz > sizeof path ||
+	    sys4(NR_pread64, fd, path, at->filesz, at->offset) != (long)at->filesz || path[at->filesz - 1])
+		return 0;
+	long opened = open_program(path, is_asked);
+	if (opened >= 0)
+		*interpreter = opened;
+	return opened < 0 ? opened : 0;
+}
+
+/* Tell whether a program could be executed: 0 or -errno. `is_lost`: by its path nobody finds it after that. kerneld reads what
+ * the file says, and that of its interpreter. */
+long check_program(struct thread *t, const char *path, int is_lost)
 {
 	struct scripts scripts;
-	long fd = resolve(path, &scripts, 1, is_lost);
-	if (fd >= 0)
-		sys1(NR_close, fd);
-	return fd < 0 ? fd : 0;
+	int fds[2];
+	long ret = resolve(path, &scripts, 1, is_lost);
+	if (ret < 0)
+		return ret;
+	fds[0] = ret;
+	ret = open_interpreter(fds[0], 1, &fds[1]);
+	u64 has = fds[1] >= 0, args[6] = {0, 0, 0, EXEC_CHECK | (has ? EXEC_INTERPRETER_FD : 0)};
+	if (!ret)
+		ret = ask_two(t, NR_execve, args, 0, 0, fds, 1 + has).ret;
+	sys1(NR_close, fds[0]);
+	if (has)
+		sys1(NR_close, fds[1]);
+	return ret;
 }
 
 struct strings { int fd; char *inline_end; char bytes[INLINE_BYTES]; };
@@ -188,8 +227,10 @@ long load_program(struct thread *t, const char *path, const char *name, char **a
 	strings.fd = -1;
 	strings.inline_end = strings.bytes;
 	long fd = resolve(path, &scripts, !process.is_started, 0);
-	if (fd < 0)
-		return fd;
+	int fds[3] = {fd}, count = 1, interpreter;
+	long ret = fd < 0 ? fd : open_interpreter(fd, !process.is_started, &interpreter);
+	if (ret < 0)
+		return ret;
 	note_exe(fd);
 	if (scripts.count)
 		scripts.before[0] = name;	/* the interpreter finds the script by the program's own descriptor */
@@ -203,16 +244,23 @@ long load_program(struct thread *t, const char *path, const char *name, char **a
 	for (argv++; *argv; argv++, envc++)
 		add(&strings, *argv);
 	add(&strings, name);
-	u64 flags = EXEC_COUNTED | EXEC_ENTRY | EXEC_AUXV | (strings.fd >= 0 ? EXEC_STRINGS_FD : 0);
-	struct request request = {.nr = NR_execve, .args = {0, move_vdso(), process.minsigstksz, flags, argc, envc}};
-	int fds[2] = {fd, strings.fd};
-	u64 length = strings.fd >= 0 ? 0 : strings.inline_end - strings.bytes;
-	struct answer answer = go_native(t, 0, &request, strings.bytes, length, fds, strings.fd >= 0 ? 2 : 1);
-	sys1(NR_close, fd);
 	if (strings.fd >= 0)
-		sys1(NR_close, strings.fd);
+		fds[count++] = strings.fd;
+	if (interpreter >= 0)
+		fds[count++] = interpreter;
+	u64 flags = EXEC_COUNTED | EXEC_ENTRY | EXEC_AUXV | (strings.fd >= 0 ? EXEC_STRINGS_FD : 0) |
+		    (interpreter >= 0 ? EXEC_INTERPRETER_FD : 0);
+	struct request request = {.nr = NR_execve, .args = {0, move_vdso(), process.minsigstksz, flags, argc, envc}};
+	u64 length = strings.fd >= 0 ? 0 : strings.inline_end - strings.bytes;
+	struct answer answer = go_native(t, 0, &request, strings.bytes, length, fds, count);
+	while (count)
+		sys1(NR_close, fds[--count]);
 	if (answer.ret == 0)
 		memcpy(entry, answer.data, 16);
+	if (process.is_started && answer.signo)
+		end_by_sigkill();	/* the OOM killer */
+	if (process.is_started && answer.ret)
+		end_by_fault(SIGSEGV);	/* Source: Linux v6.8 fs/exec.c:bprm_execve(), behind the point of no return */
 	return answer.signo ? -ENOMEM : answer.ret;
 }
 

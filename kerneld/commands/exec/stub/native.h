@@ -219,6 +219,7 @@ void keys_before_native(struct thread *t, u64 *args);
 void keys_after_native(long ret);
 
 /* signals.c */
+void end_by_fault(int signo) __attribute__((noreturn));
 void install_handlers(void);
 int is_caught(int signo);
 void set_altstack(struct thread *t);
@@ -345,7 +346,7 @@ int table_fault(u64 address, int write, struct siginfo *info);
 long sys_clone(struct thread *t, struct ucontext *uc, u64 flags, const u64 *args);
 long sys_clone3(struct thread *t, struct ucontext *uc, u64 at, u64 size);
 long sys_exec(struct thread *t, struct ucontext *uc, int dirfd, const char *path, const u64 *vectors, long flags);
-long check_program(const char *path, int is_lost);
+long check_program(struct thread *t, const char *path, int is_lost);
 void agent_start(void);
 
 static inline u64 string_length(const char *text)

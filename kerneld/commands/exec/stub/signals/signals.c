@@ -161,9 +161,9 @@ static int is_in_stub(const struct ucontext *uc)
 	return zone_of(uc->mc.rip) == IN_STUB;
 }
 
-/* End the first process of a PID namespace, which only a fault of its own ends, by a fault that the host sees.
- * Source: Linux v6.8 kernel/signal.c:force_sig_info_to_task(). */
-static void end_by_fault(int signo)
+/* End by a fault that the host sees, while the stub handles none: also the first process of a PID namespace, which only a
+ * fault of its own ends. Source: Linux v6.8 kernel/signal.c:force_sig_info_to_task(). */
+void end_by_fault(int signo)
 {
 	const volatile char *at = 0;
 	if (signo == SIGBUS)

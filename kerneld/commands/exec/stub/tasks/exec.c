@@ -74,7 +74,7 @@ static long exec_path(struct thread *t, struct ucontext *uc, const struct path *
 	char *words = (char *)(EXEC_AREA + sizeof *path);
 	const char **args = (const char **)(EXEC_AREA + 0x4000), **env = args + MAX_STRINGS;
 	descriptors_widen();
-	long ret = check_program(program, path->is_lost);
+	long ret = check_program(t, program, path->is_lost);
 	descriptors_narrow();
 	if (ret)
 		return ret;
