@@ -51,6 +51,35 @@ for work in reads_zeros, appends, reads_on, reads_much:
     print(work.__name__, sorted(os.waitpid(-1, 0)[1] >> 8 for _ in range(4)), os.fstat(file).st_size, flush=True)
 os.unlink(sys.argv[1])
 """
+ERRORS = """
+import os, select, socket, struct
+server = socket.create_server(("127.0.0.1", 0))
+
+def reset():
+    client, (peer, _) = socket.create_connection(server.getsockname()), server.accept()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    return client
+
+def refused():
+    ends = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    ends[1].bind(("127.0.0.1", 0))
+    ends[0].connect(ends[1].getsockname())
+    ends[1].close()
+    ends[0].send(b"to nobody")
+    return ends[0]
+
+for make in reset, refused:
+    for way in socket.socket.recv, socket.socket.recvmsg, lambda end, room: os.read(end.fileno(), room):
+        end = make()
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 5, 0))
+        select.select([end], [], [], 10)
+        try:
+            print(make.__name__, way(end, 100))
+        except OSError as error:
+            print(make.__name__, os.strerror(error.errno))
+        print(end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), end.recv(100) if make is reset else b"", flush=True)
+"""
 SECTORS = """
 import mmap, os, sys
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
@@ -138,3 +167,10 @@ def test_buffers_of_whole_sectors(inside: Inside, tmp_path: Path) -> None:
             raise
         pytest.skip("this file system has no O_DIRECT")
     inside.agrees([sys.executable, "-I", "-c", SECTORS, str(path)])
+
+
+def test_an_error_that_a_socket_tells_once(inside: Inside) -> None:
+    """A connection that was reset, a datagram that nobody took. Source: Linux v6.8 include/net/sock.h:sock_error()."""
+    output = inside.agrees([sys.executable, "-I", "-c", ERRORS]).output
+    assert output.count("reset Connection reset") == 3
+    assert output.count("refused Connection refused") == 3

@@ -125,6 +125,13 @@ static long try_now(const struct thread *t, long nr, const u64 *args)
 	return -EAGAIN;
 }
 
+/* Whether a call that was not to wait has not been made. Another error is the call's, and may be told only once: that a
+ * connection was reset. */
+static int is_not_made(long ret)
+{
+	return ret == -EAGAIN || ret == -EOPNOTSUPP || ret == -EINTR || ret == -ENOSYS;
+}
+
 /* Make a call of the host's, or have the gate make it. */
 void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args)
 {
@@ -146,10 +153,10 @@ void host_call(struct thread *t, struct ucontext *uc, long nr, const u64 *args)
 		memcpy(copies, args, sizeof copies);
 		bounce_in(t, row, copies);
 		long ret = args[1] == copies[1] ? -EAGAIN : try_now(t, nr, copies);
-		if (ret >= 0)
-			uc->mc.rax = bounce_out(t, ret);
-		else
+		if (is_not_made(ret))
 			pass_copied(t, uc, nr, args, copies, t->bounce.outs || t->bounce.big || opens_file(nr));
+		else
+			uc->mc.rax = bounce_out(t, ret);
 	} else {
 		uc->mc.rax = direct_call(t, nr, args);
 	}
