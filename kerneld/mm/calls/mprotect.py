@@ -21,6 +21,7 @@ from kerneld.hw.paging import (
     PTE_RW,
     PTE_SOFT_DIRTY,
     PTE_SPECIAL,
+    PTE_UNNOTICED,
     present_mask,
     pte_pfn,
     pte_present,
@@ -221,7 +222,7 @@ def change_protection(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> None:
         changed = (entries & u64(_KEPT_BITS)) | u64(prot)
         if vma.vm_flags & VM_WRITE and not prot & PTE_RW:
             changed[~present] = 0  # a swap entry holds no frame number
-            changed[_can_be_writable(mm, vma, changed)] |= u64(PTE_RW)
+            changed[_can_be_writable(mm, vma, changed)] |= u64(_write_right(vma))
         mm.pages.update_ptes(run, np.where(present, changed, entries))
 
 
@@ -231,15 +232,24 @@ def _change_few(mm: MmStruct, vma: Vma, ptes: range, vaddr: Vaddr, prot: int) ->
     `ptes` are their word indexes; the first one is for `vaddr`.
     """
     words = mm.frames.ram.words
-    asks = vma.vm_flags & VM_WRITE != 0 and not prot & PTE_RW
+    asks, write_right = vma.vm_flags & VM_WRITE != 0 and not prot & PTE_RW, _write_right(vma)
     for pte in ptes:
         entry = words[pte]
         if pte_present(entry):
             entry = entry & _KEPT_BITS | prot
             if asks and _can_change_pte_writable(mm, vma, entry):
-                entry |= PTE_RW
+                entry |= write_right
             mm.pages.update_pte(pte, vaddr, entry)
         vaddr += PAGE_SIZE
+
+
+def _write_right(vma: Vma) -> int:
+    """Return the bit of an entry whose page may be written without a fault.
+
+    A page of a memory file may have been saved since its entry became dirty, so kerneld must notice its next write.
+    """
+    mapping = None if vma.file is None or not vma.vm_flags & VM_SHARED else vma.file.mapping
+    return PTE_UNNOTICED if mapping is not None and mapping.is_shmem and mapping.backing is not None else PTE_RW
 
 
 def _can_change_pte_writable(mm: MmStruct, vma: Vma, entry: int) -> bool:

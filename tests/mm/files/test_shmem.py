@@ -9,13 +9,17 @@ from signal import SIGBUS
 import pytest
 
 from kerneld.fs.proc_smaps import shmem_swap_usage
-from kerneld.hw.paging import PTE_RW
+from kerneld.hw.paging import PTE_RW, PTE_UNNOTICED
+from kerneld.mm.calls.clear_refs import ClearRefs, clear_refs
 from kerneld.mm.calls.madvise import do_madvise
 from kerneld.mm.calls.mincore import do_mincore
+from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.files.file import File
 from kerneld.mm.frames.frames import PG_DIRTY, PG_SWAPBACKED
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.munmap import do_munmap
+from kerneld.mm.space.pace import run_at_once
+from kerneld.mm.space.pagewalk import FEW_ENTRIES
 from kerneld.mm.space.rss import Rss
 from kerneld.mm.space.truncate import punch_hole, truncate_pagecache
 from kerneld.mm.space.writeback import do_msync
@@ -43,6 +47,7 @@ from tests.support.machine import (
 PAGES = 6
 LENGTH = PAGES * PAGE_SIZE
 HOLES = {4, 5}
+LONG_PAGES = FEW_ENTRIES + 1
 
 
 @pytest.fixture
@@ -158,6 +163,26 @@ class TestWrittenToTheFile:
         store(mm, page(2), b"newer")
         do_msync(mm, BASE, LENGTH, Ms.SYNC)
         assert backing.data[2 * PAGE_SIZE :][:6] == b"newer\3"
+
+    @pytest.mark.parametrize("is_tracked", [False, True])
+    @pytest.mark.parametrize("pages", [1, LONG_PAGES])
+    def test_a_store_after_the_rights_went_and_came_back(self, machine: Machine, is_tracked: bool, pages: int) -> None:
+        """The entry has stayed dirty, but the file has the page. With few entries and with many; and while soft-dirty
+        pages are looked for, where the entry gets the right to write because it is dirty (mm/mprotect.c)."""
+        mm = machine.new_mm()
+        file, backing = machine.new_file(bytes(LONG_PAGES * PAGE_SIZE), is_shmem=True)
+        mmap(mm, LONG_PAGES, RW, SHARED, at=BASE, file=file)
+        if is_tracked:
+            run_at_once(clear_refs(mm, ClearRefs.SOFT_DIRTY))
+        store(mm, BASE, b"one")
+        do_msync(mm, BASE, PAGE_SIZE, Ms.SYNC)
+        do_mprotect(mm, BASE, pages * PAGE_SIZE, READ)
+        do_mprotect(mm, BASE, pages * PAGE_SIZE, RW)
+        assert entry(mm, BASE) & (PTE_RW | PTE_UNNOTICED)  # on Linux it is writable
+        machine.check()
+        store(mm, BASE, b"two")
+        do_msync(mm, BASE, PAGE_SIZE, Ms.SYNC)
+        assert backing.data[:3] == b"two"
 
     def test_what_was_only_read_is_not_written(self, mm: MmStruct, memory: tuple[File, FakeBacking]) -> None:
         file, backing = memory
