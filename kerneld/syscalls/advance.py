@@ -9,7 +9,7 @@ from shared.uapi.page import PAGE_MASK, TASK_SIZE, Vaddr
 from shared.uapi.syscalls import Nr
 
 _LEAVE_IT = {Nr.RING_BELL, Nr.FILE_SYNC, Nr.CONNECT, Nr.CREDS, Nr.RDPKRU, Nr.WRPKRU, Nr.RT_SIGACTION, Nr.PRLIMIT64} | {
-    Nr.GETPID, Nr.GETTID, Nr.GETPPID, Nr.GETUID,
+    Nr.GETPID, Nr.GETTID, Nr.GETPPID, Nr.GETUID, Nr.SYSINFO,
 }  # fmt: skip
 """Requests that neither see nor change an empty page, nor one of a file that is mapped read-only. But where a file has
 become shorter (FILE_SYNC), its pages are taken away, and copies of them."""

@@ -29,6 +29,7 @@ _EXEC_FLAGS = (Exec.COUNTED | Exec.STRINGS_FD | Exec.ENTRY | Exec.AUXV | Exec.IN
 _ENTRY = struct.Struct("<QQ")
 _RLIMIT64 = struct.Struct("<QQ")
 _USAGE = struct.Struct("<QQQ")
+_INFO = struct.Struct("<5Q")
 
 
 def sys_getpid(call: Call) -> int:
@@ -257,6 +258,18 @@ def sys_getrusage(call: Call) -> Answer:
     rss = call.mm.rss
     most_kb = max(rss.hiwater, rss.resident_pages) << (PAGE_SHIFT - 10)
     return Answer(0, _USAGE.pack(most_kb, call.process.min_flt, call.process.maj_flt))
+
+
+def sys_sysinfo(call: Call) -> Answer:
+    """No args. Return inline, 64 bits each: the bytes of all memory, of free, of shared; of swap, and of free swap.
+
+    What programs have been given in advance (`kerneld.tlb.advances`) counts as free.
+    Source: Linux v6.8 kernel/sys.c:do_sysinfo(), mm/show_mem.c:si_meminfo().
+    """
+    frames = call.kernel.frames
+    free, swap = frames.free_pages + len(frames.given.pfns), frames.swap
+    pages = (frames.total_pages, free, frames.nr_shmem, swap.total_pages, swap.nr_free)
+    return Answer(0, _INFO.pack(*(number << PAGE_SHIFT for number in pages)))
 
 
 def may_raise_limits(cred: Cred) -> bool:

@@ -61,6 +61,7 @@ _TABLE: dict[Nr, Handler] = {
     Nr.EXECVE: process.sys_execve,
     Nr.EXIT: process.sys_exit,
     Nr.GETRUSAGE: process.sys_getrusage,
+    Nr.SYSINFO: process.sys_sysinfo,
     Nr.PERSONALITY: process.sys_personality,
     Nr.GETUID: process.sys_getuid,
     Nr.SETUID: process.sys_setuid,

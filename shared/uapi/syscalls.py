@@ -32,6 +32,7 @@ class Nr(IntEnum):
     SET_MEMPOLICY = 238
     GET_MEMPOLICY = 239
     GETRUSAGE = 98
+    SYSINFO = 99
     GETUID = 102
     SETUID = 105
     GETPPID = 110

@@ -122,7 +122,8 @@ def _small_calls(p: Process, _world: World) -> None:
         p.rdpkru()
         with contextlib.suppress(OSError):
             p.pkey_free(p.pkey_alloc())
-        for nr in (Nr.GETRUSAGE, Nr.PERSONALITY, Nr.RT_SIGACTION, Nr.CREDS, Nr.CONNECT, Nr.FAULT, Nr.FILE_SYNC, 9999):
+        others = (Nr.RT_SIGACTION, Nr.CREDS, Nr.CONNECT, Nr.FAULT, Nr.FILE_SYNC, 9999)
+        for nr in (Nr.GETRUSAGE, Nr.SYSINFO, Nr.PERSONALITY, *others):
             p.syscall(nr, 0xFFFF_FFFF if nr is Nr.PERSONALITY else 0, 0, 0)
 
 

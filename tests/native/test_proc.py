@@ -51,6 +51,15 @@ def test_the_machines_memory_is_ours(inside: Inside) -> None:
     assert inner.startswith("MemTotal:         524280 kB")
 
 
+def test_sysinfo_is_ours(inside: Inside) -> None:
+    """glibc's sysconf() and qsort() ask it for the memory."""
+    lines = inside.run(["free", "-b"]).output.splitlines()
+    pages = inside.run(["getconf", "_PHYS_PAGES"]).output
+    assert int(pages) * 4096 == int(lines[1].split()[1]) == 524280 << 10
+    free = int(inside.run(["getconf", "_AVPHYS_PAGES"]).output) * 4096
+    assert 0 < free <= int(lines[1].split()[3]) + (16 << 20)
+
+
 def test_others_inside_are_seen_and_the_hosts_as_they_are(inside: Inside, programs: dict[str, Path]) -> None:
     process = inside.start([str(programs["waits"])])
     assert process.stdout is not None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from dataclasses import replace
 from signal import SIGBUS, SIGKILL, SIGSEGV, SIGSTOP, SIGTERM
 
 import pytest
 
 from kerneld.errors import SysError
+from kerneld.fs.proc_vmstat import show_meminfo
 from kerneld.syscalls.dispatch import dispatch
 from kerneld.syscalls.kernel import Sender
 from kerneld.task.table import MAX_TOKENS
@@ -271,3 +273,18 @@ def test_a_superuser_that_is_not_root(world: World) -> None:
     program.process.cred = replace(program.process.cred, superuser=True)
     assert program.call(Nr.SETUID, ROOT) == 0
     assert program.process.cred.superuser
+
+
+def test_sysinfo_says_what_meminfo_says(world: World, program: Program) -> None:
+    """Frames that are given in advance count as free."""
+    program.call(Nr.MMAP, BASE, 3 * 4096, 3, 0x31, 0xFFFF_FFFF, 0)
+    assert program.call(Nr.TOUCH, BASE, 4096, 1) == 1
+    lines = show_meminfo(world.kernel.frames, world.kernel.sysctl).decode().splitlines()
+    kb = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    given = world.kernel.frames.given
+    given.pfns.add(pfn := world.kernel.frames.alloc_page(0))
+    answer = dispatch(world.kernel, program.thread, Request(Nr.SYSINFO, (0,) * 6, b""), [])
+    names = ("MemTotal", "MemFree", "Shmem", "SwapTotal", "SwapFree")
+    assert struct.unpack("<5Q", answer.data) == tuple(kb[name] << 10 for name in names)
+    assert kb["Shmem"] == 4
+    given.put_back([pfn])

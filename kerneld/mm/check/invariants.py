@@ -100,6 +100,8 @@ def check_machine(frames: Frames, mms: Iterable[MmStruct], mappings: Iterable[Ad
     promised = sum(vma.nr_pages for vma in vmas if vma.vm_flags & VM_ACCOUNT)
     promised += sum(mapping.accounted_pages for mapping in cached)
     _require(frames.committed_as == promised, f"committed_as is {frames.committed_as}, promised are {promised} pages")
+    shmem = sum(len(mapping.pages) for mapping in cached if mapping.is_shmem)
+    _require(frames.nr_shmem == shmem, f"nr_shmem is {frames.nr_shmem}, files in memory have {shmem} cached pages")
 
 
 def check_mm(mm: MmStruct) -> Walk:

@@ -155,6 +155,7 @@ class AddressSpace:
         frames.mapping_at[pfn] = self.number
         frames.index_at[pfn] = index
         self.pages[index] = pfn
+        self.frames.nr_shmem += self.is_shmem
         if self.shadows:
             self._take_shadow(index, pfn)
 
@@ -169,6 +170,7 @@ class AddressSpace:
         self.frames.index[pfns] = indexes
         numbers = pfns.tolist()
         self.pages.update(indexes, numbers)
+        self.frames.nr_shmem += self.is_shmem * len(numbers)
         if self.shadows:
             for index, pfn in zip(indexes, numbers, strict=True):
                 self._take_shadow(index, pfn)
@@ -184,6 +186,7 @@ class AddressSpace:
 
     def _forget(self, indexes: list[int], pfns: list[Pfn]) -> None:
         """Pages are not in the cache any more."""
+        self.frames.nr_shmem -= self.is_shmem * len(pfns)
         self.frames.put_pages(np.array(pfns, dtype=np.int64))
         self.dirty.difference_update(indexes)
         self.unsaved.difference_update(indexes)

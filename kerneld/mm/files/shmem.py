@@ -61,6 +61,7 @@ def shmem_writepage(frames: Frames, mapping: AddressSpace, index: int, slot: int
     """
     mapping.swapped[index] = slot
     frames.put_page(mapping.pages.pop(index))
+    frames.nr_shmem -= 1
     mapping.dirty.discard(index)
 
 

@@ -113,6 +113,8 @@ class Frames:
         self.buddy = Buddy(count, FIRST_PFN)
         self.refcount_at[0] = self.refcount_at[ZERO_PFN] = 1
         self.total_pages = count - FIRST_PFN
+        self.nr_shmem = 0
+        """Cached pages of files in memory and of shared anonymous memory (Linux: NR_SHMEM)."""
         self.committed_as = 0
         """Pages promised to private writable mappings and shared memory (Linux: vm_committed_as)."""
         self.vmstat: Counter[str] = Counter()

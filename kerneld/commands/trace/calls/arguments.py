@@ -91,6 +91,7 @@ _ARGUMENTS: dict[int, tuple[Show, ...]] = {
     Nr.PERF_EVENT_OPEN: (pointer,),
     Nr.PRLIMIT64: (signed, _LIMIT, pointer, pointer),
     Nr.GETRUSAGE: (signed, pointer),
+    Nr.SYSINFO: (pointer,),
     Nr.PROCESS_VM_READV: (signed, *_IOVECS, *_IOVECS, hexadecimal),
     Nr.PROCESS_VM_WRITEV: (signed, *_IOVECS, *_IOVECS, hexadecimal),
     Nr.MLOCK2: (*_RANGE, _mlock_flags),
