@@ -66,7 +66,6 @@ _MOST_KEPT = 128
 """The most frames that a thread keeps for its next advances."""
 _MOST_THREADS = 32
 """The most threads that have advances: each turn of the loop reads a word of each."""
-_BIT = [1 << number for number in range(ADVANCE_PAGES_MOST)]
 _start = attrgetter("start")
 _NO_OFFSETS = np.zeros((0, 0), dtype=np.uint64)
 
@@ -158,7 +157,7 @@ class Advances:
 
     def _withdraw(self, advance: _Advance, number: int) -> None:
         """Take one page back, while the thread waits for its request."""
-        advance.pages ^= _BIT[number]
+        advance.pages ^= 1 << number
         self._words[advance.number * ADVANCE_WORDS + ADVANCE_PAGES] = advance.pages
         self._kept.append(advance.pfns.pop(number))
 
@@ -200,11 +199,11 @@ class Advances:
             may_be_given = pages_ahead.find_empty(mm, vma, start, end)
         else:
             kind, (may_be_given, sources) = ADVANCE_FROM, pages_ahead.find_cached(mm, vma, start, end)
-        numbers = may_be_given.nonzero()[0].tolist()
-        if len(self._kept) < len(numbers):
+        count = int(np.count_nonzero(may_be_given))
+        if len(self._kept) < count:
             self._kept += self._given.take()
-        if numbers and len(self._kept) >= len(numbers):
-            self._give(start, numbers, self._rights_of(vma) | kind, sources)
+        if count and len(self._kept) >= count:
+            self._give(start, may_be_given, self._rights_of(vma) | kind, sources)
 
     def _rights_of(self, vma: Vma) -> int:
         """Return the bits of the TLB word of a page that a write has brought."""
@@ -220,13 +219,15 @@ class Advances:
         used = {advance.number for advance in self._live}
         return next(number for number in range(NR_ADVANCES) if number not in used)
 
-    def _give(self, start: Vaddr, numbers: list[int], rights: int, sources: npt.NDArray[np.int64] | None) -> None:
-        """Give the pages with these numbers from `start` on. `sources`: the frames that they become copies of."""
-        count, place = len(numbers), self._number()
-        pages = sum(map(_BIT.__getitem__, numbers))
+    def _give(
+        self, start: Vaddr, is_given: npt.NDArray[np.bool_], rights: int, sources: npt.NDArray[np.int64] | None
+    ) -> None:
+        """Give some of the pages from `start` on. `sources`: the frames that they become copies of, for each page."""
+        numbers, place = is_given.nonzero()[0], self._number()
+        pages = int.from_bytes(np.packbits(is_given, bitorder="little").tobytes(), "little")
         advance = _Advance(place, start, pages, rights)
-        frames, self._kept = self._kept[:count], self._kept[count:]
-        advance.pfns = dict(zip(numbers, frames, strict=True))
+        frames, self._kept = self._kept[: len(numbers)], self._kept[len(numbers) :]
+        advance.pfns = dict(zip(numbers.tolist(), frames, strict=True))
         self._offsets[place, numbers] = np.array(frames) << PAGE_SHIFT
         if sources is not None:
             self._sources[place, numbers] = sources[numbers] << PAGE_SHIFT

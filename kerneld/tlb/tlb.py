@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kerneld.hw.paging import PTE_PFN_MASK, PTRS_PER_TABLE
-from kerneld.hw.scalars import u64
 from kerneld.tlb.debts import Debts
 from kerneld.tlb.host_check import check_host
 from kerneld.tlb.record import MOST_OPERATIONS, ONE, Span, joined, pack_record
@@ -37,6 +36,7 @@ from kerneld.tlb.view import Agent, CheckedView, View
 from shared.uapi.page import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, TASK_SIZE, Pfn, Pid, Vaddr
 
 if TYPE_CHECKING:
+    from kerneld.mm.frames.frames import Pfns
     from kerneld.mm.space.mm import MmStruct
     from kerneld.task.task import ThreadAdvances
 
@@ -90,8 +90,7 @@ class Tlb:
     # Notifications of the address space
 
     def invalidate_range(self, start: Vaddr, end: Vaddr) -> None:
-        """Drop the grants that exceed the changed entries of [start, end): at once, unless the program is in a
-        request."""
+        """Drop the grants that exceed the changed entries of [start, end): at once, or with the program's answer."""
         self._filled = None
         number = start >> PMD_SHIFT
         if number == (end - 1) >> PMD_SHIFT:
@@ -114,8 +113,7 @@ class Tlb:
         self.invalidate_range(start, end)
 
     def update_mmu_cache_range(self, vaddr: Vaddr, entry: int, nr_pages: int) -> None:
-        """Note pages that a fault has mapped: if it is a fault of the program, they are granted without a look at their
-        entries. Before, these were empty, so nothing of them has been granted."""
+        """Note pages that a fault has mapped in empty entries: they can be granted without a look at these."""
         self._filled = vaddr, entry, nr_pages
 
     def release(self) -> None:
@@ -316,8 +314,7 @@ class Tlb:
     def granted(self, start: Vaddr, count: int) -> npt.NDArray[np.bool_]:
         """Return for each of some pages of one leaf table whether it is granted."""
         low = start >> PAGE_SHIFT & 511
-        is_granted: npt.NDArray[np.bool_] = self._table(start)[low : low + count] != u64(0)
-        return is_granted
+        return self._table(start)[low : low + count].astype(np.bool_)
 
     def note_taken(self, start: Vaddr, numbers: list[int], pfns: list[Pfn], rights: int) -> None:
         """Note that the program has mapped pages of one leaf table by itself: see `kerneld.tlb.advances`."""
@@ -325,6 +322,10 @@ class Tlb:
         words, low = self._granted_at[start >> PMD_SHIFT], start >> PAGE_SHIFT & 511
         for number, pfn in zip(numbers, pfns, strict=True):
             words[low + number] = pfn << PAGE_SHIFT | rights
+
+    def note_windows(self, start: Vaddr, numbers: Pfns, pfns: Pfns, rights: int) -> None:
+        """Do the same for many: see `kerneld.tlb.windows`."""
+        self._table(start)[numbers + (start >> PAGE_SHIFT & 511)] = (pfns << PAGE_SHIFT | rights).astype(np.uint64)
 
     def _table(self, address: Vaddr) -> TlbWords:
         table = self._granted.get(address >> PMD_SHIFT)

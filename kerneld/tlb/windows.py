@@ -60,21 +60,22 @@ def fence() -> None:
 class _Row:
     """The windows of one VMA in one leaf table that are given, and not recalled."""
 
-    __slots__ = ("booked", "end", "first", "number", "pfns", "rights", "start", "windows")
+    __slots__ = ("booked", "number", "rights", "there", "windows")
 
-    def __init__(self, number: int, found: pages_ahead.Windows, rights: int) -> None:
+    def __init__(self, number: int, there: pages_ahead.Windows, rights: int) -> None:
         self.number = number
         """Its place in the memory behind the ring."""
-        self.start, self.first, self.end = found.start, found.first, found.end
-        """Where the first window begins; the pages of the VMA in these windows."""
-        self.windows = found.given
-        """A bit for each window from `start` on that may be taken."""
-        self.pfns = found.pfns
-        """The frame of each page from `start` on that its window maps; -1: it does not."""
+        self.there = there
+        self.windows = there.given
+        """A bit for each window from the start on that may be taken."""
         self.rights = rights
         """The bits of the TLB word of each page."""
         self.booked = 0
         """A bit for each window whose fault is booked."""
+
+    def has(self, address: Vaddr) -> bool:
+        """Return whether the address is in the VMA of these windows."""
+        return self.there.first <= address < self.there.end
 
 
 class Windows:
@@ -95,7 +96,7 @@ class Windows:
     def offer(self, mm: MmStruct, vma: Vma, address: Vaddr) -> bool:
         """Give the windows of a VMA around a page that a read fault has mapped. Return whether there are any."""
         first = max(vma.start, address & -PMD_SIZE)
-        if first in self._tried or any(row.first == first for row in self.live):
+        if first in self._tried or any(row.there.first == first for row in self.live):
             return False
         found = pages_ahead.find_windows(mm, vma, address)
         if found is None or found.given.bit_count() < _FEWEST_WINDOWS:
@@ -111,7 +112,7 @@ class Windows:
         words[at + ADVANCE_TAKEN] = words[at + ADVANCE_RECALLED] = 0
         words[at + ADVANCE_PAGES] = row.windows
         words[at + ADVANCE_RIGHTS] = row.rights
-        words[at + ADVANCE_START] = row.start
+        words[at + ADVANCE_START] = found.start
         self.live.append(row)
         return True
 
@@ -122,10 +123,10 @@ class Windows:
     def on_fault(self, address: Vaddr) -> None:
         """Note that the thread asks about an address: so it has not mapped the window, and does not take it now."""
         for row in self.live:
-            if row.first <= address < row.end:
-                at = address - row.start >> PAGE_SHIFT
+            if row.has(address):
+                at = address - row.there.start >> PAGE_SHIFT
                 bit = 1 << at // WINDOW_PAGES
-                if row.windows & ~row.booked & bit and row.pfns[at] >= 0:
+                if row.windows & ~row.booked & bit and row.there.pfns[at] >= 0:
                     self._book(row)
                     row.windows &= row.booked | ~bit
                     self._words[self._at(row) + ADVANCE_PAGES] = row.windows
@@ -142,20 +143,20 @@ class Windows:
         if self._tried:
             self._tried = {first for first in self._tried if not start <= first < end}
         if self.live:
-            self._recall([row for row in self.live if row.first < end and start < row.end])
+            self._recall([row for row in self.live if row.there.first < end and start < row.there.end])
 
     def check(self) -> Iterator[str]:
         """Yield a line for each page that is given, and not taken, and is not in the page cache."""
         for row in self.live:
             left = row.windows & ~self._words[self._at(row) + ADVANCE_TAKEN]
-            vma = self._tlb.mm.vmas.lookup(row.first)
+            vma = self._tlb.mm.vmas.lookup(row.there.first)
             pages = None if vma is None or vma.file is None else vma.file.mapping.pages
-            for number in np.flatnonzero(row.pfns >= 0).tolist():
-                vaddr = row.start + (number << PAGE_SHIFT)
+            for number in np.flatnonzero(row.there.pfns >= 0).tolist():
+                vaddr, pfn = row.there.start + (number << PAGE_SHIFT), row.there.pfns[number]
                 if left >> number // WINDOW_PAGES & 1 and (
-                    vma is None or pages is None or pages.get(vma.page_index(vaddr)) != row.pfns[number]
+                    vma is None or pages is None or pages.get(vma.page_index(vaddr)) != pfn
                 ):
-                    yield f"a window gives frame {row.pfns[number]} at {vaddr:#x}, which is not in the page cache there"
+                    yield f"a window gives frame {pfn} at {vaddr:#x}, which is not in the page cache there"
 
     def end(self) -> None:
         """End the use of the memory: it can be unmapped now."""
@@ -175,13 +176,12 @@ class Windows:
             return
         row.booked |= taken
         self._process.min_flt += taken.bit_count()
-        mm = self._tlb.mm
-        vma = mm.vmas.lookup(row.first)
+        mm, there = self._tlb.mm, row.there
+        vma = mm.vmas.lookup(there.first)
         assert vma is not None
         is_taken = np.unpackbits(np.frombuffer(taken.to_bytes(_ROW_BYTES, "little"), dtype=np.uint8), bitorder="little")
-        numbers = np.flatnonzero(is_taken.repeat(WINDOW_PAGES).astype(np.bool_) & (row.pfns >= 0))
-        pfns = row.pfns[numbers]
-        is_as_given = pages_ahead.book_windows(mm, vma, row.start, pfns, numbers)
-        self._tlb.note_taken(row.start, numbers.tolist(), pfns.tolist(), row.rights)
+        numbers = (is_taken.repeat(WINDOW_PAGES).view(np.bool_) & (there.pfns >= 0)).nonzero()[0]
+        is_as_given = pages_ahead.book_windows(mm, vma, there, numbers)
+        self._tlb.note_windows(there.start, numbers, there.pfns[numbers], row.rights)
         if not is_as_given:
-            mm.notifiers.invalidate_range(row.first, row.end)
+            mm.notifiers.invalidate_range(there.first, there.end)

@@ -52,6 +52,8 @@ class Windows(NamedTuple):
     """A bit for each such window, from `start` on."""
     pfns: npt.NDArray[np.int64]
     """The frame of each page from `start` on that its window maps; -1: it maps none there."""
+    version: int
+    """The version of the page cache, in which all these frames are."""
 
 
 def may_be_given(vma: Vma) -> bool:
@@ -148,23 +150,22 @@ def find_windows(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Windows | None:
     # A fault before the first multiple of sixteen pages in the VMA maps sixteen pages from its start on.
     is_given[0] &= first == start
     given = int.from_bytes(np.packbits(is_given, bitorder="little").tobytes(), "little")
-    return Windows(start, first, end, given, pfns)
+    return Windows(start, first, end, given, pfns, file.mapping.pages.version)
 
 
-def book_windows(
-    mm: MmStruct, vma: Vma, start: Vaddr, pfns: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
-) -> bool:
-    """Do what the read faults in some windows do. The pages with these numbers from `start` on are in the windows.
+def book_windows(mm: MmStruct, vma: Vma, windows: Windows, numbers: npt.NDArray[np.int64]) -> bool:
+    """Do what the read faults in some windows do: the pages with these numbers are in them, and have frames.
 
-    `pfns` has a frame for each. Return whether all have been mapped: one that is not in the page cache, or is mapped
-    by now, is left out. Source: Linux v6.8 mm/memory.c:do_fault_around().
+    Return whether all have been mapped: one that is not in the page cache, or is mapped by now, is left out.
+    Source: Linux v6.8 mm/memory.c:do_fault_around().
     """
     assert vma.file is not None
-    frames, mapping = mm.frames, vma.file.mapping
+    frames, pages, start, pfns = mm.frames, vma.file.mapping.pages, windows.start, windows.pfns[numbers]
     pte = mm.page_table.ensure_pte(start)
-    indexes = numbers + vma.page_index(start)
     is_free = frames.ram.words_np[pte + numbers] == _NOTHING
-    is_free &= (frames.mapping[pfns] == mapping.number) & (frames.index[pfns] == indexes) & (frames.refcount[pfns] > 0)
+    if pages.version != windows.version:
+        first = vma.page_index(start) + int(numbers[0])
+        is_free &= pages.numbers(first, first + int(numbers[-1] - numbers[0]) + 1)[numbers - numbers[0]] == pfns
     is_all = bool(is_free.all())
     if not is_all:
         pfns, numbers = pfns[is_free], numbers[is_free]

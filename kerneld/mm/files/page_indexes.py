@@ -25,6 +25,9 @@ _IN_NODE = NODE_INDEXES - 1
 _NODE_BYTES = NODE_INDEXES // 8
 _FEW = 24
 """Up to so many indexes of a node are taken one by one, more with numpy."""
+_MOST_FOUND = 64
+"""The most ranges whose numbers are kept."""
+_NOT_FOUND = -1, np.zeros(0, dtype=np.int64)
 _Node = TypeVar("_Node", dict[int, int], int)
 
 
@@ -67,7 +70,19 @@ class _Indexes(Generic[_Node]):
 class IndexMap(_Indexes[dict[int, int]]):
     """A number for each index."""
 
-    __slots__ = ()
+    __slots__ = ("_found", "version")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = 0
+        """It is another one after each change."""
+        self._found: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
+        """What `numbers` has found, with the version."""
+
+    def clear(self) -> None:
+        """Remove all."""
+        super().clear()
+        self.version += 1
 
     def __len__(self) -> int:
         return sum(map(len, self._nodes.values()))
@@ -95,19 +110,26 @@ class IndexMap(_Indexes[dict[int, int]]):
         return [None] * (last - first) if node is None else list(map(node.get, range(first, last)))
 
     def numbers(self, first: int, last: int) -> npt.NDArray[np.int64]:
-        """Return the number of each index of [first, last), or -1."""
+        """Return the number of each index of [first, last), or -1. The array is not to be changed."""
+        version, found = self._found.get((first, last), _NOT_FOUND)
+        if version == self.version:
+            return found
         found = np.full(last - first, -1, dtype=np.int64)
         for key in range(first >> _NODE_SHIFT, (last - 1 >> _NODE_SHIFT) + 1):
             node = self._nodes.get(key)
             if node is not None:
                 low, high = max(first, key << _NODE_SHIFT), min(last, key + 1 << _NODE_SHIFT)
                 found[low - first : high - first] = list(map(node.get, range(low, high), repeat(-1)))
+        if len(self._found) >= _MOST_FOUND:
+            self._found.clear()
+        self._found[first, last] = self.version, found
         return found
 
     def __getitem__(self, index: int) -> int:
         return self._nodes[index >> _NODE_SHIFT][index]
 
     def __setitem__(self, index: int, number: int) -> None:
+        self.version += 1
         node = self._nodes.get(index >> _NODE_SHIFT)
         if node is None:
             self._nodes[index >> _NODE_SHIFT] = {index: number}
@@ -119,6 +141,7 @@ class IndexMap(_Indexes[dict[int, int]]):
 
     def pop(self, index: int) -> int:
         """Remove an index, and return its number. Raises KeyError."""
+        self.version += 1
         node = self._nodes[index >> _NODE_SHIFT]
         number = node.pop(index)
         if not node:
@@ -127,6 +150,7 @@ class IndexMap(_Indexes[dict[int, int]]):
 
     def pop_some(self, count: int) -> tuple[list[int], list[int]]:
         """Remove `count` indexes, or all if there are fewer. Return them and their numbers."""
+        self.version += 1
         taken: list[tuple[int, int]] = []
         while self._nodes and len(taken) < count:
             key, node = self._nodes.popitem()
@@ -145,6 +169,7 @@ class IndexMap(_Indexes[dict[int, int]]):
 
     def update(self, indexes: list[int], numbers: list[int]) -> None:
         """Set the numbers of these indexes, at least one."""
+        self.version += 1
         items, node = zip(indexes, numbers, strict=True), min(indexes) >> _NODE_SHIFT
         if node == max(indexes) >> _NODE_SHIFT:
             self._nodes.setdefault(node, {}).update(items)
