@@ -1,5 +1,6 @@
 /* Children that share their parent's memory until they exec or exit. */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
@@ -34,6 +35,36 @@ static void read_after_vfork(void)
 		;
 }
 
+static void *send_while_it_borrows(void *ready)
+{
+	while (!*(volatile int *)ready)
+		;
+	for (int i = 0; i < 20; i++)
+		kill(getpid(), SIGUSR1);
+	*(volatile int *)ready = 2;
+	return 0;
+}
+
+/* The child of a vfork has handlers of its own; another thread of the parent goes on meanwhile, with the parent's. */
+static void handle_during_vfork(void)
+{
+	volatile int ready = 0;
+	pthread_t thread;
+	handled = 0;
+	pthread_create(&thread, 0, send_while_it_borrows, (void *)&ready);
+	if (!vfork()) {
+		signal(SIGUSR1, SIG_DFL);
+		alarm(20);
+		ready = 1;
+		while (ready < 2)
+			;
+		_exit(0);
+	}
+	pthread_join(thread, 0);
+	wait(0);
+	printf("handled during vfork %d\n", handled);
+}
+
 int main(void)
 {
 	char *nowhere[] = {"nowhere", 0}, *echo[] = {"echo", "spawned", 0};
@@ -65,6 +96,7 @@ int main(void)
 	waitpid(pid, &status, 0);
 	printf("shared %d, status %d\n", shared, WEXITSTATUS(status));
 	read_after_vfork();
+	handle_during_vfork();
 	raise(SIGUSR1);
 	printf("handled %d\n", handled);
 	return 0;

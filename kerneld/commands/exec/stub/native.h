@@ -76,6 +76,7 @@ struct thread {
 		u64 next, end;	/* the room that is left for copies */
 	} bounce;
 	int reads_stream;	/* a read reads from a pipe, a socket or the like: what is there at once is what it gives */
+	struct kernel_sigaction *actions;	/* of vfork's child, whose handlers are its own; 0: those of the process */
 	int has_queued;		/* a signal for its tracer, since it came into the stub: traced.c */
 	u64 stop_at_exit;	/* its tracer has asked for a stop when it leaves the stub */
 	const struct ucontext *saved;	/* the program's registers, while it is in the stub */
@@ -136,6 +137,13 @@ extern u64 areas_used[MAX_AREAS / 64];	/* a bit for each */
 static inline struct thread *this_thread(void)
 {
 	return (struct thread *)(((u64)__builtin_frame_address(0) & -AREA_BYTES) + PAGE_BYTES);
+}
+
+/* What the program does at each signal. */
+static inline struct kernel_sigaction *actions(void)
+{
+	struct kernel_sigaction *own = this_thread()->actions;
+	return own ? own : process.actions;
 }
 void end_by_sigkill(void) __attribute__((noreturn));
 void die(const char *why) __attribute__((noreturn));

@@ -21,7 +21,7 @@ static u64 open_signals(const struct thread *t, int caught)
 {
 	u64 set = 0;
 	for (int signo = 1; signo <= 64; signo++)
-		if (caught ? is_caught(signo) : process.actions[signo].handler == SIG_DFL && !is_caught(signo))
+		if (caught ? is_caught(signo) : actions()[signo].handler == SIG_DFL && !is_caught(signo))
 			set |= BIT(signo);
 	return set & ~(t->mask | t->masked);
 }

@@ -142,7 +142,7 @@ int tracer_child(struct thread *t, const struct siginfo *info)
 {
 	int is_stop = info->code == CLD_TRAPPED || info->code == CLD_STOPPED, is_seen = serve_tracees(t);
 	struct tracee *tracee = is_stop ? find_tracee(t, SI_PID(info)) : 0;
-	if (is_stop && process.actions[SIGCHLD].flags & SA_NOCLDSTOP)
+	if (is_stop && actions()[SIGCHLD].flags & SA_NOCLDSTOP)
 		return 0;
 	return !is_stop || is_seen || !tracee || tracee->kind != RUNS;
 }

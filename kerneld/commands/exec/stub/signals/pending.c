@@ -91,7 +91,7 @@ int sigqueue_call(struct thread *t, const u64 *args, long nr, long *ret)
 	*ret = 0;
 	if (!(t->masked & BIT(signo)) && show_fault(t, &info))
 		return 1;
-	if (process.actions[signo].handler != SIG_IGN || t->masked & BIT(signo))
+	if (actions()[signo].handler != SIG_IGN || t->masked & BIT(signo))
 		keep_pending(t, &info);
 	return 1;
 }

@@ -12,10 +12,10 @@ static long sys_sigaction(struct thread *t, const u64 *args)
 		return -EINVAL;
 	if (args[1] && user_copy(&action, (void *)args[1], sizeof action))
 		return -EFAULT;
-	struct kernel_sigaction old = process.actions[signo];
+	struct kernel_sigaction old = actions()[signo];
 	if (args[1]) {
 		action.mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
-		process.actions[signo] = action;
+		actions()[signo] = action;
 		set_action(signo);
 		if (action.handler == SIG_IGN)
 			drop_pending(t, signo);

@@ -45,7 +45,7 @@ static int is_init(void)
  * not end by a signal of its own namespace, so it has none. Source: Linux v6.8 kernel/signal.c:sig_task_ignored(). */
 int is_caught(int signo)
 {
-	u64 handler = process.actions[signo].handler;
+	u64 handler = actions()[signo].handler;
 	return BIT(signo) & OURS || handler > SIG_IGN || (signo == SIGCHLD && process.is_tracer) || (handler == SIG_DFL && BIT(signo) & DUMPS_CORE && !is_init());
 }
 
@@ -59,7 +59,7 @@ static u64 handler_of_tracer(const struct kernel_sigaction *action)
 /* The host's action for a signal, by the program's. */
 static void install(int signo)
 {
-	const struct kernel_sigaction *action = &process.actions[signo];
+	const struct kernel_sigaction *action = &actions()[signo];
 	u64 kept = action->flags & (SA_NOCLDSTOP | SA_NOCLDWAIT | SA_RESTART);
 	if (signo == SIGCHLD && process.is_tracer)
 		kept = handler_of_tracer(action);
@@ -77,7 +77,7 @@ static int find_stub_mask(void)
 {
 	u64 mask = ~OURS, before = process.stub_mask;
 	for (int signo = 1; signo <= 64; signo++) {
-		u64 handler = process.actions[signo].handler;
+		u64 handler = actions()[signo].handler;
 		if (signo == SIGCHLD && process.is_tracer)
 			continue;
 		if (handler == SIG_IGN || (handler == SIG_DFL && BIT(signo) & IGNORED_BY_DEFAULT))
@@ -104,7 +104,7 @@ void watch_children(void)
 void install_handlers(void)
 {
 	for (int signo = 1; signo <= 64; signo++)
-		sys4(NR_rt_sigaction, signo, 0, &process.actions[signo], 8);
+		sys4(NR_rt_sigaction, signo, 0, &actions()[signo], 8);
 	watch_children();
 }
 
@@ -119,7 +119,7 @@ void begin_as_init(void)
 void clear_handlers(void)
 {
 	for (int signo = 1; signo <= 64; signo++) {
-		struct kernel_sigaction *action = &process.actions[signo];
+		struct kernel_sigaction *action = &actions()[signo];
 		u64 handler = action->handler == SIG_IGN ? SIG_IGN : SIG_DFL;
 		memset(action, 0, sizeof *action);
 		action->handler = handler;
@@ -235,7 +235,7 @@ void set_action(int signo)
 void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
 {
 	int signo = info->signo;
-	struct kernel_sigaction action = process.actions[signo];
+	struct kernel_sigaction action = actions()[signo];
 	int forced = (BIT(signo) & OURS) && info->code > 0;
 	if (forced && (t->masked & BIT(signo) || action.handler == SIG_IGN))
 		action.handler = SIG_DFL;
@@ -250,7 +250,7 @@ void deliver(struct thread *t, struct ucontext *uc, const struct siginfo *info)
 		return;
 	}
 	if (action.flags & SA_RESETHAND) {
-		process.actions[signo].handler = SIG_DFL;
+		actions()[signo].handler = SIG_DFL;
 		set_action(signo);
 	}
 	u64 mask = uc->sigmask | t->masked | action.mask | (action.flags & SA_NODEFER ? 0 : BIT(signo));

@@ -34,6 +34,9 @@ static void child_of_fork(struct thread *t, const struct clone_request *request,
 	t->clear_tid = t->robust = 0;
 	t->is_borrower = t->is_sharer = t->is_brief = process.has_sharers = 0;
 	t->left_child = 0;
+	if (t->actions)
+		memcpy(process.actions, t->actions, sizeof process.actions);
+	t->actions = 0;
 	t->conn = conn;
 	attach(t, 0, 0, token);
 	agent_start();
@@ -224,6 +227,7 @@ static struct thread *new_thread(struct thread *t, struct ucontext *uc, const st
 	new->stop_at_exit = new->is_traced_by_exec = 0;
 	new->ring = 0;
 	new->advances = 0;
+	new->actions = t->actions;
 	*start = (u64 *)((u64)frame - 64);
 	**start = (u64)frame;
 	new->is_told = __atomic_add_fetch(&last_serial, TELLING + 1, __ATOMIC_SEQ_CST) | (flags & CLONE_VFORK ? TELLS_ITSELF : NOT_TOLD);
@@ -273,7 +277,7 @@ long do_thread(struct thread *t, struct ucontext *uc, const struct clone_request
 
 long do_share(struct thread *t, struct ucontext *uc, const struct clone_request *request)
 {
-	struct kernel_sigaction actions[65];
+	struct kernel_sigaction own[65];
 	u64 *start, token, flags = request->flags;
 	int conn, pidfd = -1;
 	if (flags & CLONE_PIDFD && touch(request->pidfd, 4, 1))
@@ -292,7 +296,9 @@ long do_share(struct thread *t, struct ucontext *uc, const struct clone_request 
 	new->token = token;
 	new->conn = conn;
 	u64 serial = new->is_told & ~(u64)TELLING;
-	memcpy(actions, process.actions, sizeof actions);
+	/* The other threads go on while vfork's child has other handlers. */
+	if (flags & CLONE_VFORK && !(flags & CLONE_SIGHAND))
+		new->actions = memcpy(own, actions(), sizeof own);
 	long pid = host_clone(request, start, sharer_begin, &pidfd);
 	__atomic_fetch_sub(&process.sharers_begin, 1, __ATOMIC_SEQ_CST);
 	if (pid < 0) {
@@ -305,10 +311,7 @@ long do_share(struct thread *t, struct ucontext *uc, const struct clone_request 
 			sys1(NR_close, conn);
 	}
 	if (pid < 0 || flags & CLONE_VFORK) {
-		/* The child is through with this memory; its handlers were its own. */
-		if (!(flags & CLONE_SIGHAND))
-			memcpy(process.actions, actions, sizeof actions);
-		free_area(new);
+		free_area(new);	/* the child is through with this memory */
 	}
 	return pid;
 }
