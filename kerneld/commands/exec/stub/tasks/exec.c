@@ -12,9 +12,14 @@
 #define F_SETFD 2
 #define FD_CLOEXEC 1
 #define NR_newfstatat 262
+#define RLIMIT_STACK 3
+#define ARG_MAX 0x20000UL
+#define MOST_STRINGS 0x600000UL /* three quarters of _STK_LIM */
+#define STUBS_STRINGS 0x4000UL	/* more than the stub's own arguments: two paths and some numbers */
 
-/* Copy a vector's pointers, and have all its strings in the TLB; their number or -errno. */
-static long take_vector(const char *const *from, const char **to, u64 room)
+/* Copy a vector's pointers, and have all its strings in the TLB; their number or -errno. `bytes` grows by what the new
+ * program's stack has of them. */
+static long take_vector(const char *const *from, const char **to, u64 room, u64 *bytes)
 {
 	for (u64 i = 0; i < room; i++) {
 		to[i] = 0;
@@ -22,10 +27,32 @@ static long take_vector(const char *const *from, const char **to, u64 room)
 			return -EFAULT;
 		if (!to[i])
 			return i;
-		if (user_strlen(to[i]) < 0)
+		long length = user_strlen(to[i]);
+		if (length < 0)
 			return -EFAULT;
+		*bytes += length + 1 + sizeof to[i];
 	}
 	return -E2BIG;
+}
+
+/* Whether the strings are within the program's limit of the stack, which kerneld has: 0 or -E2BIG. The host has a limit of
+ * its own, which is raised if it is less: the stub is executed with these strings, and some more.
+ * Source: Linux v6.8 fs/exec.c: bprm_stack_limits(). */
+static long check_strings(struct thread *t, u64 bytes)
+{
+	u64 args[6] = {0, RLIMIT_STACK, 0, 1}, limit[2], needed = (bytes + STUBS_STRINGS) * 4;
+	struct answer answer = ask(t, NR_prlimit64, args, 0, 0, -1);
+	if (answer.ret < 0)
+		return answer.ret;
+	memcpy(limit, answer.data, sizeof limit);
+	u64 most = limit[0] / 4 < MOST_STRINGS ? limit[0] / 4 : MOST_STRINGS;
+	if (bytes > (most > ARG_MAX ? most : ARG_MAX))
+		return -E2BIG;
+	if (!sys4(NR_prlimit64, 0, RLIMIT_STACK, 0, limit) && limit[0] < needed) {
+		limit[0] = needed < limit[1] ? needed : limit[1];
+		sys4(NR_prlimit64, 0, RLIMIT_STACK, limit, 0);
+	}
+	return 0;
 }
 
 static int is_link(const char *path)
@@ -67,6 +94,20 @@ static long take_path(int dirfd, const char *path, long flags, struct path *to, 
 	return length && flags & AT_SYMLINK_NOFOLLOW && is_link(to->real) ? -ELOOP : 0;
 }
 
+static long take_vectors(struct thread *t, const char *name, const char **args, const char **env, const u64 *vectors)
+{
+	u64 bytes = string_length(name) + 1;
+	long ret = take_vector((const char *const *)vectors[0], args, MAX_STRINGS - 9, &bytes);
+	if (!ret) {
+		args[0] = "";
+		args[1] = 0;
+		bytes += 1 + sizeof args[0];
+	}
+	if (ret >= 0)
+		ret = take_vector((const char *const *)vectors[1], env, MAX_STRINGS - 0x1000, &bytes);
+	return ret < 0 ? ret : check_strings(t, bytes);
+}
+
 static long exec_path(struct thread *t, struct ucontext *uc, const struct path *path, const u64 *vectors)
 {
 	char exe[EXE_BYTES];
@@ -92,15 +133,8 @@ static long exec_path(struct thread *t, struct ucontext *uc, const struct path *
 	descriptors_tell(words - 1);
 	args[6] = program;
 	args[7] = path->name;
-	ret = take_vector((const char *const *)vectors[0], args + 8, MAX_STRINGS - 9);
-	if (ret < 0)
-		return ret;
-	if (!ret) {
-		args[8] = "";
-		args[9] = 0;
-	}
-	ret = take_vector((const char *const *)vectors[1], env, MAX_STRINGS - 0x1000);
-	if (ret < 0)
+	ret = take_vectors(t, path->name, args + 8, env, vectors);
+	if (ret)
 		return ret;
 	/* By its descriptor: the program may be another user now, who may not come to its path. */
 	sys3(NR_fcntl, t->conn, F_SETFD, 0);
