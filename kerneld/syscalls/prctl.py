@@ -20,14 +20,17 @@ _NAME_CHARACTERS = frozenset(range(0x20, 0x7F)) - frozenset(b"\\`$[]")
 
 def sys_prctl(call: Call) -> int | Answer | Work:
     """args: option, and four that depend on it. Of PR_SET_THP_DISABLE and PR_SET_MEMORY_MERGE, whether; of PR_SET_MDWE,
-    flags; of PR_SET_VMA, as `_set_vma`.
+    flags; of PR_SET_DUMPABLE, 0 or 1; of PR_SET_VMA, as `_set_vma`.
 
-    PR_GET_… returns it. Raises SysError(EINVAL) for any other option, and for an argument that is not used and not 0;
-    and as `set_mdwe` does. Source: Linux v6.8 kernel/sys.c:SYSCALL_DEFINE5(prctl).
+    PR_GET_… returns it. Raises SysError(EINVAL) for any other option or value, and for an argument that is not used and
+    not 0 (but of PR_SET_DUMPABLE and PR_GET_DUMPABLE); and as `set_mdwe` does.
+    Source: Linux v6.8 kernel/sys.c:SYSCALL_DEFINE5(prctl).
     """
     option, mm, wanted, unused = call.int_arg(0), call.mm, call.args[1] != 0, any(call.args[2:5])
     if option == Pr.SET_VMA and option in PRCTL_OPTIONS:
         return _set_vma(call)
+    if option in (Pr.GET_DUMPABLE, Pr.SET_DUMPABLE):
+        return _dumpable(call)
     if option not in PRCTL_OPTIONS or unused or (option in _GETTERS and wanted):
         raise SysError(errno.EINVAL)
     if option == Pr.SET_MEMORY_MERGE:
@@ -39,6 +42,16 @@ def sys_prctl(call: Call) -> int | Answer | Work:
         set_mdwe(mm, call.args[1])
         return 0
     return {Pr.GET_MEMORY_MERGE: mm.merge_any, Pr.GET_THP_DISABLE: mm.thp_disabled}.get(Pr(option), mm.mdwe)
+
+
+def _dumpable(call: Call) -> int:
+    """Source: Linux v6.8 kernel/sys.c: PR_GET_DUMPABLE, PR_SET_DUMPABLE (SUID_DUMP_DISABLE and SUID_DUMP_USER)."""
+    if call.int_arg(0) == Pr.SET_DUMPABLE:
+        if call.args[1] > 1:
+            raise SysError(errno.EINVAL)
+        call.mm.dumpable = call.args[1] == 1
+        return 0
+    return call.mm.dumpable
 
 
 def _set_vma(call: Call) -> int | Answer | Work:

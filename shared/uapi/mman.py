@@ -82,6 +82,8 @@ class Mcl(IntFlag):
 class Pr(IntEnum):
     """Options of prctl about memory, PR_SET_THP_DISABLE and its like."""
 
+    GET_DUMPABLE = 3
+    SET_DUMPABLE = 4
     SET_THP_DISABLE = 41
     GET_THP_DISABLE = 42
     SET_MDWE = 65

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.native.inside import Inside
+from tests.support.rights import can_become_others
 
 LINE = re.compile(r"^[0-9a-f]+-[0-9a-f]+ [r-][w-][x-][ps] [0-9a-f]{8} [0-9a-f]{2,}:[0-9a-f]{2,} \d+ *(.*)$")
 
@@ -315,3 +317,46 @@ def test_a_program_meets_no_descriptor_of_the_machine(inside: Inside, tmp_path: 
     assert (end.status, end.errors) == (0, "")
     assert end.output.count("0 0\n") == 4
     assert "/proc/own/maps" in end.output
+
+
+_LOOKED_INTO = """
+import ctypes, os, sys
+PR_SET_DUMPABLE = 4
+def become_another():
+    if not os.geteuid():
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+ready, tell = os.pipe()
+end, stay = os.pipe()
+for dumpable in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        os.close(stay)
+        become_another()
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+        os.write(tell, b"x")
+        os.read(end, 1)
+        os._exit(0)
+    os.read(ready, 1)
+    looker = os.fork()
+    if not looker:
+        become_another()
+        for name in "maps", "smaps", "pagemap":
+            try:
+                os.close(os.open(f"/proc/{child}/{name}", os.O_RDONLY))
+                print(dumpable, name, flush=True)
+            except OSError as error:
+                print(dumpable, name, os.strerror(error.errno), flush=True)
+        os._exit(0)
+    os.waitpid(looker, 0)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not can_become_others(), reason="this user namespace has no other user")
+def test_a_program_says_whether_others_of_its_user_may_look_into_it(inside: Inside) -> None:
+    """PR_SET_DUMPABLE 1 and 0. Source: Linux v6.8 kernel/ptrace.c:__ptrace_may_access()."""
+    output = inside.agrees([sys.executable, "-c", _LOOKED_INTO, "1", "0"]).output
+    assert output.splitlines()[::3] == ["1 maps", "0 maps Permission denied"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.task.task import Cred
-from shared.uapi.mman import Madv
+from shared.uapi.mman import Madv, Pr
 from shared.uapi.page import PAGE_SIZE
 from shared.uapi.syscalls import Nr
 from tests.support.elf_programs import STATIC
@@ -57,6 +57,19 @@ def test_nobody_but_the_superuser_reaches_into_its_memory(dropped: list[Program]
         assert transfer(nr, root, other.pid) == 4
     advice = iovecs((BASE, PAGE_SIZE))
     assert one.call(Nr.PROCESS_MADVISE, other.pid, BASE, 1, Madv.COLD, 0, data=advice) == -errno.EACCES
+
+
+def test_a_process_says_itself_whether_it_may_be_looked_into(dropped: list[Program]) -> None:
+    """Source: Linux v6.8 kernel/sys.c: PR_SET_DUMPABLE."""
+    one, other = dropped
+    assert other.call(Nr.PRCTL, Pr.GET_DUMPABLE, 7) == 0
+    assert other.call(Nr.PRCTL, Pr.SET_DUMPABLE, 2) == -errno.EINVAL
+    assert other.call(Nr.PRCTL, Pr.SET_DUMPABLE, 1, 7) == 0
+    assert other.call(Nr.PRCTL, Pr.GET_DUMPABLE) == 1
+    assert transfer(Nr.PROCESS_VM_READV, one, other.pid) == 4
+    assert read(one, "maps", other.pid) > 0
+    assert other.call(Nr.PRCTL, Pr.SET_DUMPABLE, 0) == 0
+    assert transfer(Nr.PROCESS_VM_READV, one, other.pid) == -errno.EPERM
 
 
 def test_nor_looks_into_it(dropped: list[Program], root: Program) -> None:

@@ -8,6 +8,7 @@
 #define PR_SET_SYSCALL_USER_DISPATCH 59
 #define PR_SET_MDWE 65
 #define PR_GET_MDWE 66
+#define PR_SET_DUMPABLE 4
 #define PR_SET_THP_DISABLE 41
 #define PR_SET_MEMORY_MERGE 67
 #define PR_GET_MEMORY_MERGE 68
@@ -80,6 +81,11 @@ static int prctl_call(struct thread *t, const u64 *args, long *ret)
 		*ret = ask_ret(t, NR_prctl, args);
 		if (!*ret)
 			sys5(NR_prctl, PR_SET_THP_DISABLE, args[1], 0, 0, 0);
+		return 1;
+	case PR_SET_DUMPABLE:
+		*ret = sys5(NR_prctl, PR_SET_DUMPABLE, args[1], 0, 0, 0);
+		if (!*ret)
+			ask_ret(t, NR_prctl, args);
 		return 1;
 	case PR_SET_VMA:
 		*ret = set_vma(t, args);
