@@ -4,8 +4,9 @@ Owns the decision whether to poll. Knows no socket: the caller passes a function
 
 Polling helps only if no other task wants this processor, and the other end runs on another processor:
 - A process that may use only one processor never polls.
-- If the scheduler has preempted this process since the last question, or during a poll, another task wants the
-  processor. Then the next waits do not poll. The same holds if more tasks want to run than there are processors.
+- If the scheduler has preempted this process in every slice since the last question, or during a poll, another task
+  wants the processor. Then the next waits do not poll. The same holds if more tasks want to run than there are
+  processors.
 - A poll without result costs up to LONGEST_NS. After the first one the next wait polls again: one long wait is no sign
   of others. After each further one in a row, twice as many waits sleep at once.
 So an idle program sleeps: a poll lasts at most LONGEST_NS, and comes only after some work.
@@ -26,6 +27,9 @@ or another virtual machine: on a virtual processor there are eight in 10 ms of p
 ASK_EVERY = 64
 """The number of waits between two questions to the system."""
 MOST_SKIPPED = 1024
+SLICE_NS = 5_000_000
+"""A task that wants this processor for long takes it more often than this: a slice of Linux's scheduler is 3 ms. A task
+that is woken takes it too, once, and a start of a program wakes many."""
 
 T = TypeVar("T")
 
@@ -33,7 +37,16 @@ T = TypeVar("T")
 class Spin:
     """The state of one waiting side: how well polling has worked for it."""
 
-    __slots__ = ("_asked_in", "_longest_ns", "_misses", "_most_skipped", "_seen_switches", "_switches", "skip")
+    __slots__ = (
+        "_asked_at",
+        "_asked_in",
+        "_longest_ns",
+        "_misses",
+        "_most_skipped",
+        "_seen_switches",
+        "_switches",
+        "skip",
+    )
 
     def __init__(self, longest_ns: int = LONGEST_NS, most_skipped: int = MOST_SKIPPED) -> None:
         """`longest_ns` is the longest poll, and `most_skipped` the most waits that sleep at once after polls without a
@@ -45,6 +58,7 @@ class Spin:
         `wait`."""
         self._misses = 0
         self._asked_in = 0
+        self._asked_at = time.perf_counter_ns()
         self._switches = _involuntary_switches()
         """As many at the last question."""
         self._seen_switches = self._switches
@@ -80,8 +94,11 @@ class Spin:
     def _ask(self) -> bool:
         """Ask the system whether polling makes sense now. If not, skip all waits until the next question."""
         self._asked_in = ASK_EVERY
-        switches = _involuntary_switches()
-        is_wanted, self._switches, self._seen_switches = switches > self._switches + 1, switches, switches
+        switches, now = _involuntary_switches(), time.perf_counter_ns()
+        most = 1 + (now - self._asked_at) // SLICE_NS
+        is_wanted = switches > self._switches + most
+        self._switches = self._seen_switches = switches
+        self._asked_at = now
         if is_wanted or len(os.sched_getaffinity(0)) < 2 or _is_crowded():
             self.skip = ASK_EVERY
             self._asked_in = 0

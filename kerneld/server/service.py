@@ -136,7 +136,7 @@ class Service:
             self._hang_up(session)
             return
         outcome = None
-        session.begin_request(inbox.view, by_ring=False)
+        session.begin_request(inbox.view)
         if ancillary == session.usual and not flags & MSG_CUT:
             outcome = answer_usual(session, inbox.view, length)
             if isinstance(outcome, Batch):
@@ -149,11 +149,12 @@ class Service:
             outcome = self._answer(session, datagram)
         if outcome is not None:
             self._send(session, outcome)
+        session.on_answered()
 
     def _answer_ring(self, session: Session, ring: Ring) -> None:
         """Take the datagram in a session's ring and answer it."""
         length = ring.take()
-        session.begin_request(ring.requests, by_ring=True)
+        session.begin_request(ring.requests)
         outcome = answer_usual(session, ring.requests, length) if length <= MOST_REQUEST_BYTES else None
         if not isinstance(outcome, bytes):
             outcome = self.fair.begin(outcome) or self._answer(session, ring.datagram(length, session.sender))

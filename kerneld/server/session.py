@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from kerneld.task.task import Inherited, Thread
 
 NO_ARGS = (0, 0, 0, 0, 0, 0)
+_HAS_ANOTHER_CPU = len(os.sched_getaffinity(0)) > 1
+"""Whether a client may run while the daemon does."""
 
 
 class Session:
@@ -107,16 +109,16 @@ class Session:
             thread.advances = Advances(self.ring.advances, tlb, thread.process, call.kernel.advances)
         return Answer(RING_BYTES, fds=(fd,))
 
-    def begin_request(self, datagram: memoryview, *, by_ring: bool) -> None:
+    def begin_request(self, datagram: memoryview) -> None:
         """Note that a request has come, by the ring or by the socket."""
         thread = self.thread
         if thread is not None and thread.tlb is not None:
             thread.tlb.begin(datagram)
-            if by_ring and thread.advances is not None:
-                thread.advances.is_answered_first = True
+            if thread.advances is not None:
+                thread.advances.is_answered_first = _HAS_ANOTHER_CPU
 
     def on_answered(self) -> None:
-        """Do what has waited until the answer to a request of the ring was there."""
+        """Do what has waited until the answer to a request was there."""
         if self.thread is not None and self.thread.advances is not None:
             self.thread.advances.on_answered()
 

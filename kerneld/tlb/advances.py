@@ -8,8 +8,8 @@ served (`kerneld/syscalls/advance.py`), and at the end of each turn of the loop.
 the fault is missing. Another fault needs nothing of what this one leaves: it has its answer first, unless it may map
 pages of the same file. Read faults of files have windows in the place of frames: see `kerneld.tlb.windows`.
 
-A thread that has a processor of its own (its request came by the ring) goes on while it is given pages; the word
-ADVANCES_COMING tells its stub to wait for them at its next fault.
+Where there are two processors the thread goes on while it is given pages; the word ADVANCES_COMING tells its stub to
+wait for them at its next fault.
 
 Nothing is given while somebody could see the difference: with a shadow page table, while anything is traced, to a
 process of several threads, or where memory is short. An advance is *recalled* before anything else may change its
@@ -118,8 +118,8 @@ class Advances:
         """Frames that the stub may still write to: it was busy when their advance was recalled."""
         self._rights: dict[int, int] = {}
         self.is_answered_first = False
-        """Whether the thread has the answer to its fault before it is given pages: it came by the ring, so the thread
-        has a processor of its own, and goes on meanwhile."""
+        """Whether the thread has the answer to its fault before it is given pages, and goes on meanwhile: if there is
+        another processor."""
         self._wanted: tuple[MmStruct, Vma, Vaddr, bool, bool] | None = None
         """The arguments of `offer`, for the time after the answer."""
         self._is_over = False

@@ -64,6 +64,19 @@ def test_a_process_that_others_have_interrupted_does_not_poll(monkeypatch: pytes
     assert spin.wait(lambda: pytest.fail("looked")) is None
 
 
+@pytest.mark.parametrize(("milliseconds", "polls"), [(4, False), (12, True)])
+def test_a_few_that_are_woken_are_no_reason_to_sleep(
+    milliseconds: int, polls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times in 4 ms somebody wants the processor; three times in 12 ms somebody has been woken."""
+    clock = iter([0, *[milliseconds * 1_000_000] * 9])
+    monkeypatch.setattr("shared.spin.time.perf_counter_ns", lambda: next(clock))
+    spin = Spin(1 << 60)
+    monkeypatch.setattr(spin_module, "_involuntary_switches", lambda: 3)
+    monkeypatch.setattr(spin_module, "_is_crowded", lambda: False)
+    assert spin.wait(lambda: 7) == (7 if polls else None)
+
+
 def test_a_gap_ends_a_poll_only_if_another_task_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt leaves a gap too. What was seen at one gap does not end the poll at the next."""
     monkeypatch.setattr(spin_module, "SWITCHED_NS", -1)

@@ -17,6 +17,7 @@
 #define PF_INSTR 16
 #define PROT_EXEC 4
 #define PAUSES 10000	/* some 150 to 500 microseconds */
+#define PAUSES_OF_A_TURN 500
 
 struct advance { u64 start, pages, rights, is_recalled, taken, is_busy, unused[2]; };
 struct advances {
@@ -87,6 +88,8 @@ static int all_are_there(struct advances *all)
 	for (int i = 0; __atomic_load_n(&all->is_coming, __ATOMIC_ACQUIRE); i++) {
 		if (i == PAUSES)
 			return 0;
+		if (i % PAUSES_OF_A_TURN == PAUSES_OF_A_TURN - 1)
+			sys0(NR_sched_yield);	/* kerneld may want this processor */
 		__builtin_ia32_pause();
 	}
 	return 1;
