@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def steps_of(call: Callable[[], object]) -> int:
-    """Make a call, and return the number of lines that the interpreter ran."""
+    """Make a call, and return the number of lines that the interpreter ran.
+
+    The collector of garbage rests meanwhile: what it ends are objects of other tests, and that may run lines too.
+    """
     count = 0
 
     def count_lines(_frame: FrameType, event: str, _arg: object) -> TraceFunction:
@@ -20,10 +24,14 @@ def steps_of(call: Callable[[], object]) -> int:
         count += event == "line"
         return count_lines
 
-    outer = sys.gettrace()
+    outer, was_enabled = sys.gettrace(), gc.isenabled()
+    gc.collect()
+    gc.disable()
     sys.settrace(count_lines)
     try:
         call()
     finally:
         sys.settrace(outer)
+        if was_enabled:
+            gc.enable()
     return count
