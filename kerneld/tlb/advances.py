@@ -128,7 +128,13 @@ class Advances:
     # What the thread's own requests do
 
     def begin_request(self) -> None:
-        """Note that the thread makes a request: so its stub is busy with no advance."""
+        """Note that the thread makes a request: so its stub is busy with no advance.
+
+        A fault of the same datagram may have asked for pages: this request may take their mapping away.
+        """
+        if self._wanted is not None:
+            self._wanted = None
+            self._words[ADVANCES_COMING] = 0
         if self._in_doubt:
             self._given.put_back(self._in_doubt)
             self._in_doubt = []

@@ -144,7 +144,7 @@ class Stub:
         pte = self.mm.page_table.find_pte(vaddr)
         return self.machine.ram.words[pte] if pte is not None else 0
 
-    def _end(self) -> None:
+    def end_request(self) -> None:
         """End it as the loop does: with the answer, with what the thread is given, and with what it has taken."""
         self.view.take()
         self.advances.on_answered()
@@ -152,6 +152,11 @@ class Stub:
 
     def ask(self, vaddr: Vaddr, data: bytes) -> None:
         """Store by the request of a fault."""
+        self.store_by_request(vaddr, data)
+        self.end_request()
+
+    def store_by_request(self, vaddr: Vaddr, data: bytes) -> None:
+        """Do the same, up to the answer."""
         before = self._begin(vaddr)
         store(self.mm, vaddr, data)
         self.tlb.grant_page(vaddr)
@@ -159,7 +164,6 @@ class Stub:
             self.asked += 1
             self.process.min_flt += 1
             self.advances.offer(self.mm, vaddr, is_write=True, is_present=before & 1 != 0)
-        self._end()
 
     def read(self, vaddr: Vaddr) -> None:
         """Read a page: it is mapped, or its window is taken, or a fault grants those around it."""
@@ -171,7 +175,7 @@ class Stub:
         if not before & 1:
             self.process.min_flt += 1
             self.advances.offer(self.mm, vaddr, is_write=False, is_present=False)
-        self._end()
+        self.end_request()
 
     def call(self, made: Callable[[MmStruct], object], start: Vaddr = 0, end: Vaddr = TASK_SIZE) -> None:
         """Make a call of the program's own that changes the mappings of a range."""

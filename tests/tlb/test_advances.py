@@ -23,6 +23,7 @@ from shared.uapi.mman import Madv
 from shared.uapi.native import ADVANCE_TAKEN, ADVANCES_COUNT
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 from tests.support.machine import (
+    ANON,
     BASE,
     READ,
     RW,
@@ -117,6 +118,19 @@ def test_what_is_given_is_recalled_before_others_look(stub: Stub) -> None:
     assert not stub.take(page(2), b"c")
     stub.store(page(2), b"c")
     assert load(stub.mm, page(2)) == b"c"
+
+
+def test_a_request_behind_a_fault_takes_its_wish_away(stub: Stub) -> None:
+    """A datagram may have both: the mapping that the fault was in is gone when its answer is sent."""
+    mmap(stub.mm, 1, RW, ANON, at=page(PAGES + 1))
+    store(stub.mm, page(PAGES + 1), b"its leaf table stays")
+    stub.has_ring = True
+    stub.store_by_request(page(0), b"a")
+    stub.call(lambda mm: do_munmap(mm, BASE, PAGES << PAGE_SHIFT), BASE, page(PAGES))
+    stub.end_request()
+    assert not stub.all.live
+    stub.store(FILE, b"b")
+    stub.machine.check()
 
 
 def test_a_second_thread_ends_the_first_ones_advances(stub: Stub) -> None:
