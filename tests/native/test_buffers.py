@@ -15,7 +15,7 @@ from tests.support.client import Nursery
 from tests.support.watched_daemon import Daemon
 
 WHOLE = """
-import os, socket, sys, time
+import os, socket, sys
 ZEROS, LONG = 1 << 20, 300000
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
 
@@ -31,16 +31,23 @@ def reads_on(_):
     parts = list(iter(lambda: os.read(file, LONG), b""))
     return sum(len(part) != LONG or len(set(part)) != 1 for part in parts)
 
+def wait_until_it_sleeps(pid):
+    while open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] == "R":
+        os.sched_yield()
+
 def reads_much(child):
     ends = socket.socketpair() if child % 2 else (socket.create_connection(server.getsockname()), server.accept()[0])
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 5)
-    if not os.fork():
-        for _ in range(20):
-            time.sleep(0.002)
-            ends[1].send(b"x")
-        os._exit(0)
-    ways = ends[0].recv, lambda room: os.read(ends[0].fileno(), room)
-    return sum(len(ways[i % 2](100)) < 5 for i in range(2))
+    short = 0
+    for receive in ends[0].recv, lambda room: os.read(ends[0].fileno(), room):
+        ends[1].send(b"four")
+        if not os.fork():
+            wait_until_it_sleeps(os.getppid())
+            ends[1].send(b"and more")
+            os._exit(0)
+        short += len(receive(100)) < 5
+        os.wait()
+    return short
 
 server = socket.create_server(("127.0.0.1", 0))
 for work in reads_zeros, appends, reads_on, reads_much:
@@ -166,7 +173,8 @@ def test_buffers_of_whole_sectors(inside: Inside, tmp_path: Path) -> None:
         if error.errno != errno.EINVAL:
             raise
         pytest.skip("this file system has no O_DIRECT")
-    inside.agrees([sys.executable, "-I", "-c", SECTORS, str(path)])
+    output = inside.agrees([sys.executable, "-I", "-c", SECTORS, str(path)]).output
+    assert output.startswith(f"{70656} {70656} {1 << 20}\n")
 
 
 def test_an_error_that_a_socket_tells_once(inside: Inside) -> None:
