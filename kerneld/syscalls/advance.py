@@ -20,6 +20,7 @@ _OWN = {Nr.MMAP, Nr.MPROTECT, Nr.MUNMAP, Nr.BRK, Nr.MREMAP, Nr.MADVISE, Nr.MINCO
 _OF_FILES = {Madv.REMOVE, Madv.COLD, Madv.PAGEOUT, Madv.COLLAPSE, Madv.HWPOISON, Madv.SOFT_OFFLINE}
 """Advice that takes pages out of the page cache, or asks who maps them."""
 _LEAVES_VMAS = {Nr.MINCORE, Nr.MSYNC}
+"""Requests of these that change no mapping."""
 _OF_RANGE = {Nr.MUNMAP, Nr.MPROTECT, Nr.MADVISE, Nr.MLOCK, Nr.MUNLOCK}
 """Requests whose first two arguments are the start and the length of what they change."""
 

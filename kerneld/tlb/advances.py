@@ -37,7 +37,7 @@ from kerneld.mm.space.mm import MmStruct, vma_page_prot
 from kerneld.mm.space.vma import Vma
 from kerneld.tlb.rights import PAGE_BITS, tlb_word
 from kerneld.tlb.tlb import Tlb
-from kerneld.tlb.windows import Windows, fence
+from kerneld.tlb.windows import Windows, fence, free_place, publish
 from shared.uapi.native import (
     ADVANCE_BUSY,
     ADVANCE_COPY,
@@ -46,8 +46,6 @@ from shared.uapi.native import (
     ADVANCE_PAGES,
     ADVANCE_PAGES_MOST,
     ADVANCE_RECALLED,
-    ADVANCE_RIGHTS,
-    ADVANCE_START,
     ADVANCE_TAKEN,
     ADVANCE_WORDS,
     ADVANCES_COMING,
@@ -222,26 +220,20 @@ class Advances:
         """Return a free place for an advance; the oldest makes room."""
         if len(self._live) == NR_ADVANCES:
             self._recall(self._live[:1])
-        used = {advance.number for advance in self._live}
-        return next(number for number in range(NR_ADVANCES) if number not in used)
+        return free_place(advance.number for advance in self._live)
 
     def _give(
         self, start: Vaddr, is_given: npt.NDArray[np.bool_], rights: int, sources: npt.NDArray[np.int64] | None
     ) -> None:
         """Give some of the pages from `start` on. `sources`: the frames that they become copies of, for each page."""
         numbers, place = is_given.nonzero()[0], self._number()
-        pages = int.from_bytes(np.packbits(is_given, bitorder="little").tobytes(), "little")
-        advance = _Advance(place, start, pages, rights)
+        advance = _Advance(place, start, pages_ahead.bits_of(is_given), rights)
         frames, self._kept = self._kept[: len(numbers)], self._kept[len(numbers) :]
         advance.pfns = dict(zip(numbers.tolist(), frames, strict=True))
         self._offsets[place, numbers] = np.array(frames) << PAGE_SHIFT
         if sources is not None:
             self._sources[place, numbers] = sources[numbers] << PAGE_SHIFT
-        words, at = self._words, place * ADVANCE_WORDS
-        words[at + ADVANCE_TAKEN] = words[at + ADVANCE_RECALLED] = 0
-        words[at + ADVANCE_PAGES] = pages
-        words[at + ADVANCE_RIGHTS] = rights
-        words[at + ADVANCE_START] = start
+        publish(self._words, place, start, advance.pages, rights)
         self._live.append(advance)
         self._all.note_live(self)
 

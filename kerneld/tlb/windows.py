@@ -13,8 +13,9 @@ nothing.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +56,21 @@ def fence() -> None:
     """Order this thread's earlier stores before its later loads: to take a lock is an atomic instruction."""
     with _lock:
         pass
+
+
+def publish(words: memoryview, place: int, start: Vaddr, pages: int, rights: int) -> None:
+    """Give an advance or a row: docs/abi.md, "Advances". `place`: of the advances, and behind them the rows."""
+    at = place * ADVANCE_WORDS
+    words[at + ADVANCE_TAKEN] = words[at + ADVANCE_RECALLED] = 0
+    words[at + ADVANCE_PAGES] = pages
+    words[at + ADVANCE_RIGHTS] = rights
+    words[at + ADVANCE_START] = start
+
+
+def free_place(used: Iterable[int]) -> int:
+    """Return the first number from 0 on that is not used."""
+    taken = set(used)
+    return next(number for number in itertools.count() if number not in taken)
 
 
 class _Row:
@@ -104,15 +120,10 @@ class Windows:
             return False
         if len(self.live) == NR_ROWS:
             self._recall(self.live[:1])
-        used = {row.number for row in self.live}
-        number = next(number for number in range(NR_ROWS) if number not in used)
+        number = free_place(row.number for row in self.live)
         row = _Row(number, found, tlb_word(make_pte(1, vma_page_prot(vma))) & PAGE_BITS)
-        words, at = self._words, self._at(row)
         self._offsets[number] = np.where(found.pfns < 0, -1, found.pfns << PAGE_SHIFT)
-        words[at + ADVANCE_TAKEN] = words[at + ADVANCE_RECALLED] = 0
-        words[at + ADVANCE_PAGES] = row.windows
-        words[at + ADVANCE_RIGHTS] = row.rights
-        words[at + ADVANCE_START] = found.start
+        publish(self._words, NR_ADVANCES + number, found.start, row.windows, row.rights)
         self.live.append(row)
         return True
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
 from kerneld.mm.space.mm import MmStruct
+from kerneld.mm.vm_flags import VM_LOCKED
 from kerneld.task.task import Process
 from kerneld.tlb.advances import Advances, AllAdvances
 from kerneld.tlb.tlb import Tlb
@@ -190,6 +192,30 @@ class Stub:
         """Book everything, as before somebody looks."""
         self.all.book()
         self.advances.book(and_windows=True)
+
+
+REASONS = ["trace", "listener", "thread", "locked"]
+"""Why nothing may be given: somebody could see it, or the memory is locked."""
+
+
+@contextlib.contextmanager
+def seen(stub: Stub, reason: str, at: Vaddr) -> Iterator[None]:
+    """Let one of the reasons hold during the block, for the mapping at an address."""
+    vma = stub.mm.vmas.lookup(at)
+    assert vma is not None
+    if reason == "trace":
+        stub.traced.append(True)
+    elif reason == "listener":
+        stub.mm.notifiers.append(stub.tlb)
+    elif reason == "thread":
+        stub.tlb.enter(2)
+    elif reason == "locked":
+        vma.vm_flags |= VM_LOCKED
+    yield
+    if reason == "listener":
+        stub.mm.notifiers.remove(stub.tlb)
+    elif reason == "locked":
+        vma.vm_flags &= ~VM_LOCKED
 
 
 def begun(machine: Machine) -> MmStruct:

@@ -27,6 +27,7 @@ from tests.support.machine import (
     BASE,
     READ,
     RW,
+    SHARED_ANON,
     FakeBacking,
     Machine,
     access,
@@ -38,7 +39,7 @@ from tests.support.machine import (
     page,
     store,
 )
-from tests.tlb.advancing import FILE, PAGES, RAM, TEXT, Stub, begun, pattern
+from tests.tlb.advancing import FILE, PAGES, RAM, REASONS, TEXT, Stub, begun, pattern, seen
 
 
 @pytest.fixture
@@ -86,25 +87,17 @@ def test_a_page_that_no_host_mapping_shows_is_not_given(stub: Stub) -> None:
     assert not stub.all.live
 
 
-@pytest.mark.parametrize("reason", ["trace", "listener", "thread", "locked", "shared"])
+@pytest.mark.parametrize("reason", REASONS)
 def test_nothing_is_given_where_it_could_be_seen(stub: Stub, reason: str) -> None:
-    at = BASE
-    if reason == "trace":
-        stub.traced.append(True)
-    elif reason == "listener":
-        stub.mm.notifiers.append(stub.tlb)
-    elif reason == "thread":
-        stub.tlb.enter(2)
-    elif reason == "locked":
-        stub.mm.vmas.lookup(BASE).vm_flags |= 0x2000  # type: ignore[union-attr]
-    else:
-        at = BASE + (2048 << PAGE_SHIFT)
-        mmap(stub.mm, 32, RW, 0x21, at=at)
+    with seen(stub, reason, BASE):
+        stub.store(BASE, b"x")
+    assert not stub.all.live
+
+
+def test_nothing_is_given_of_shared_memory(stub: Stub) -> None:
+    at = BASE + (2048 << PAGE_SHIFT)
+    mmap(stub.mm, 32, RW, SHARED_ANON, at=at)
     stub.store(at, b"x")
-    if reason == "listener":
-        stub.mm.notifiers.remove(stub.tlb)
-    if reason == "locked":
-        stub.mm.vmas.lookup(BASE).vm_flags &= ~0x2000  # type: ignore[union-attr]
     assert not stub.all.live
 
 

@@ -10,11 +10,10 @@ from kerneld.hw.paging import PTE_PFN_MASK
 from kerneld.mm.calls.mprotect import do_mprotect
 from kerneld.mm.space.mm import MmStruct
 from kerneld.mm.space.truncate import truncate_pagecache
-from kerneld.mm.vm_flags import VM_LOCKED
 from shared.uapi.native import ADVANCE_TAKEN, ADVANCE_WORDS, NR_ADVANCES
 from shared.uapi.page import PAGE_SHIFT, PAGE_SIZE, Vaddr
 from tests.support.machine import PRIVATE, READ, RW, SHARED, Machine, access, checked, entry, mmap
-from tests.tlb.advancing import PAGES, RAM, TEXT, Stub, begun
+from tests.tlb.advancing import PAGES, RAM, REASONS, TEXT, Stub, begun, seen
 
 _WINDOWS = 3 + 4
 """The faults that bring TEXT: its first eight pages are no whole window."""
@@ -86,26 +85,18 @@ def test_only_the_windows_of_what_a_call_changes_are_recalled(stub: Stub) -> Non
     assert stub.take_window(TEXT + (60 << PAGE_SHIFT))
 
 
-@pytest.mark.parametrize("reason", ["trace", "listener", "thread", "locked", "shared", "writable"])
+@pytest.mark.parametrize("reason", REASONS)
 def test_nothing_is_given_where_it_could_be_seen(stub: Stub, reason: str) -> None:
-    file, at = stub.mm.vmas.lookup(TEXT).file, TEXT + (44 << PAGE_SHIFT)  # type: ignore[union-attr]
-    if reason == "trace":
-        stub.traced.append(True)
-    elif reason == "listener":
-        stub.mm.notifiers.append(stub.tlb)
-    elif reason == "thread":
-        stub.tlb.enter(2)
-    elif reason == "locked":
-        stub.mm.vmas.lookup(TEXT).vm_flags |= VM_LOCKED  # type: ignore[union-attr]
-    else:
-        at = _OTHER
-        prot, flags = RW if reason == "writable" else READ, SHARED if reason == "shared" else PRIVATE
-        mmap(stub.mm, PAGES, prot, flags, at=at, file=file)
-    stub.read(at)
-    if reason == "listener":
-        stub.mm.notifiers.remove(stub.tlb)
-    if reason == "locked":
-        stub.mm.vmas.lookup(TEXT).vm_flags &= ~VM_LOCKED  # type: ignore[union-attr]
+    with seen(stub, reason, TEXT):
+        stub.read(TEXT + (44 << PAGE_SHIFT))
+    assert not stub.all.live
+
+
+@pytest.mark.parametrize(("prot", "flags"), [(READ, SHARED), (RW, PRIVATE)])
+def test_nothing_is_given_of_a_mapping_that_others_or_a_write_may_change(stub: Stub, prot: int, flags: int) -> None:
+    file = stub.mm.vmas.lookup(TEXT).file  # type: ignore[union-attr]
+    mmap(stub.mm, PAGES, prot, flags, at=_OTHER, file=file)
+    stub.read(_OTHER)
     assert not stub.all.live
 
 

@@ -56,6 +56,11 @@ class Windows(NamedTuple):
     """The version of the page cache, in which all these frames are."""
 
 
+def bits_of(mask: npt.NDArray[np.bool_]) -> int:
+    """Return a number with a bit for each that is set in a mask."""
+    return int.from_bytes(np.packbits(mask, bitorder="little").tobytes(), "little")
+
+
 def may_be_given(vma: Vma) -> bool:
     """Return whether the first writes to a VMA's pages do nothing but bring them, and nobody else changes the pages."""
     return not vma.vm_flags & _NEVER and vma.vm_flags & VM_WRITE != 0
@@ -100,13 +105,10 @@ def find_cached(
     assert vma.file is not None
     mapping, index = vma.file.mapping, vma.page_index(start)
     count = min(len(is_empty), mapping.last_index() - index)
-    if count <= 0 or mapping.is_shmem or vma.file.is_sysv_shm or mapping.host.is_reading:
+    if count <= 0 or mapping.is_shmem or mapping.host.is_reading:
         return is_empty[:0], nothing
     pfns = mapping.pages.numbers(index, index + count)
-    is_empty = is_empty[:count] & (pfns >= 0)
-    if not mapping.host.are_uptodate(index, index + count):
-        is_empty &= mapping.host.uptodate_mask(index, index + count)
-    return is_empty, pfns
+    return is_empty[:count] & (pfns >= 0) & mapping.host.uptodate_mask(index, index + count), pfns
 
 
 def find_shared(mm: MmStruct, vma: Vma, start: Vaddr, end: Vaddr) -> npt.NDArray[np.bool_]:
@@ -131,7 +133,7 @@ def find_windows(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Windows | None:
     base, file = vaddr & -PMD_SIZE, vma.file
     first, end = max(vma.start, base), min(vma.end, base + PMD_SIZE)
     start = first & -(WINDOW_PAGES << PAGE_SHIFT)
-    if end - start <= WINDOW_PAGES << PAGE_SHIFT or file is None or file.mapping.is_shmem or file.is_sysv_shm:
+    if end - start <= WINDOW_PAGES << PAGE_SHIFT or file is None or file.mapping.is_shmem:
         return None
     pte = mm.page_table.find_pte(first)
     index = vma.page_index(first)
@@ -142,15 +144,13 @@ def find_windows(mm: MmStruct, vma: Vma, vaddr: Vaddr) -> Windows | None:
     pfns, is_lacking = np.full(ROW_PAGES, -1, dtype=np.int64), np.zeros(ROW_PAGES, dtype=np.bool_)
     pfns[low : low + count] = file.mapping.pages.numbers(index, index + count)
     is_lacking[low : low + count] = pfns[low : low + count] < 0
-    if not file.mapping.host.are_uptodate(index, index + count):
-        is_lacking[low : low + count] |= ~file.mapping.host.uptodate_mask(index, index + count)
+    is_lacking[low : low + count] |= ~file.mapping.host.uptodate_mask(index, index + count)
     pfns[low : low + count][mm.frames.ram.words_np[pte : pte + count] != _NOTHING] = -1
     is_given: npt.NDArray[np.bool_] = np.logical_or.reduce((pfns >= 0).reshape(-1, WINDOW_PAGES), axis=1)
     is_given &= ~np.logical_or.reduce(is_lacking.reshape(-1, WINDOW_PAGES), axis=1)
     # A fault before the first multiple of sixteen pages in the VMA maps sixteen pages from its start on.
     is_given[0] &= first == start
-    given = int.from_bytes(np.packbits(is_given, bitorder="little").tobytes(), "little")
-    return Windows(start, first, end, given, pfns, file.mapping.pages.version)
+    return Windows(start, first, end, bits_of(is_given), pfns, file.mapping.pages.version)
 
 
 def book_windows(mm: MmStruct, vma: Vma, windows: Windows, numbers: npt.NDArray[np.int64]) -> bool:
